@@ -1,0 +1,192 @@
+//! A checkpoint as data: what its headers say, with every claim checked. No I/O.
+
+use crate::{
+    dtype::DType,
+    error::{Fault, Result},
+    stamp::FileStamp,
+    tensor::{Backing, Extent, FileId, MAX_DIMS, Piece, Storage, Tensor, TensorId},
+};
+use std::{fmt, path::PathBuf};
+
+/// Which kind of file or folder a checkpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// A zip archive as `torch.save` writes it since PyTorch 1.6.
+    Pth,
+    /// One safetensors file.
+    Safetensors,
+    /// A folder with one `.pt` file per tensor.
+    Folder,
+}
+
+impl Format {
+    /// The name that commands print and take.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Pth => "pth",
+            Format::Safetensors => "safetensors",
+            Format::Folder => "folder",
+        }
+    }
+}
+
+/// Something about a checkpoint that the user should know, and that does not stop a load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// Objects of unknown classes: kept as symbols, never run. Names as `module.name`, sorted.
+    UnknownSymbols(Vec<String>),
+    /// One key stood twice in a dictionary; the last value counts, as in Python.
+    DuplicateKey(String),
+    /// The archive lacks a record that PyTorch writes.
+    MissingRecord(&'static str),
+    /// Bytes follow where the format ends.
+    TrailingBytes {
+        /// After what.
+        after: &'static str,
+        /// How many.
+        len_bytes: u64,
+    },
+    /// The tensor has a shape and no data.
+    MetaTensor(String),
+    /// Something of the file is left out, with what and why.
+    LeftOut(String),
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Warning::UnknownSymbols(names) => {
+                write!(f, "names code that was not run: {}", names.join(", ").escape_debug())
+            }
+            Warning::DuplicateKey(key) => {
+                write!(f, "key `{}` stands twice, the last one counts", key.escape_debug())
+            }
+            Warning::MissingRecord(name) => write!(f, "has no `{name}` record"),
+            Warning::TrailingBytes { after, len_bytes } => {
+                write!(f, "{len_bytes} bytes follow after {after}")
+            }
+            Warning::MetaTensor(name) => {
+                write!(f, "tensor `{}` is on the meta device and has no data", name.escape_debug())
+            }
+            Warning::LeftOut(what) => write!(f, "left out: {}", what.escape_debug()),
+        }
+    }
+}
+
+/// What a checkpoint's headers say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The kind of file or folder.
+    pub format: Format,
+    /// What the user named: the file, or the folder.
+    pub path: PathBuf,
+    /// The files, by [`FileId`].
+    pub files: Vec<FileStamp>,
+    /// The storages, by [`StorageId`](crate::tensor::StorageId).
+    pub storages: Vec<Storage>,
+    /// Boxes of tensors that are stored in several.
+    pub extents: Vec<Extent>,
+    /// The tensors, in the file's order, by [`TensorId`].
+    pub tensors: Vec<Tensor>,
+    /// What the user should know.
+    pub warnings: Vec<Warning>,
+}
+
+/// At most [`MAX_DIMS`] zeros: where a tensor that is not split starts in itself.
+const ORIGIN: [u64; MAX_DIMS] = [0; MAX_DIMS];
+
+impl Checkpoint {
+    /// A tensor by position.
+    pub fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id.0 as usize]
+    }
+
+    /// A file by position.
+    pub fn file(&self, id: FileId) -> &FileStamp {
+        &self.files[id.0 as usize]
+    }
+
+    /// The storage that a piece views.
+    pub fn storage_of(&self, piece: &Piece<'_>) -> &Storage {
+        &self.storages[piece.storage.0 as usize]
+    }
+
+    /// Every tensor with its position.
+    pub fn iter(&self) -> impl Iterator<Item = (TensorId, &Tensor)> {
+        self.tensors.iter().enumerate().map(|(index, tensor)| (TensorId(index as u32), tensor))
+    }
+
+    /// Bytes of all tensors, each name counted (tied ones too).
+    pub fn len_bytes(&self) -> u64 {
+        self.tensors.iter().map(|it| it.layout.len_bytes()).fold(0, u64::saturating_add)
+    }
+
+    /// The boxes that make up a tensor: one, unless it is sharded; none for a tensor without data.
+    pub fn pieces(&self, id: TensorId) -> impl Iterator<Item = Piece<'_>> {
+        let tensor = self.tensor(id);
+        let (whole, extents) = match &tensor.backing {
+            Backing::Meta => (None, 0..0),
+            Backing::Storage(storage) => (Some(*storage), 0..0),
+            Backing::Extents(range) => (None, range.start as usize..range.end as usize),
+        };
+        let n_dims = tensor.layout.shape().len();
+        let whole = whole.map(|storage| (storage, &tensor.layout, &ORIGIN[..n_dims]));
+        let extents = self.extents[extents].iter().map(|it| (it.storage, &it.layout, &it.at[..]));
+        whole.into_iter().chain(extents).map(|(storage, layout, at)| {
+            let swapped = self.storages[storage.0 as usize].swapped;
+            Piece { storage, layout, at, resolve: layout.resolve(swapped) }
+        })
+    }
+
+    /// Checks what the parsers promise: every storage lies in its file, every tensor in its storage.
+    pub fn validate(&self) -> Result<()> {
+        for storage in &self.storages {
+            let file = self.file(storage.file);
+            let end_byte = storage.start_byte.saturating_add(storage.len_bytes);
+            if end_byte > file.len_bytes {
+                return Err(Fault::new(
+                    format!("{end_byte} bytes, as the header claims"),
+                    format!("{} bytes", file.len_bytes),
+                )
+                .hint("the file looks truncated; compare its size with the publisher's")
+                .corrupt()
+                .in_file(&file.path));
+            }
+        }
+        for (id, tensor) in self.iter() {
+            for piece in self.pieces(id) {
+                let storage = self.storage_of(&piece);
+                let end_byte = piece.layout.stored_bytes().end;
+                if end_byte > storage.len_bytes {
+                    return Err(Fault::new(
+                        format!("a storage of at least {end_byte} bytes"),
+                        format!("{} bytes", storage.len_bytes),
+                    )
+                    .tensor(&tensor.name)
+                    .corrupt()
+                    .in_file(&self.file(storage.file).path));
+                }
+                let inside = piece.at.iter().zip(piece.layout.shape()).zip(tensor.layout.shape());
+                let fits = piece.at.len() == tensor.layout.shape().len() && { inside }
+                    .all(|((&at, &len), &size)| at.checked_add(len).is_some_and(|end| end <= size));
+                if !fits || piece.layout.dtype() != tensor.layout.dtype() {
+                    return Err(Fault::new(
+                        "extents inside the tensor, of its dtype",
+                        format!("{:?}", piece.layout),
+                    )
+                    .tensor(&tensor.name)
+                    .corrupt()
+                    .in_file(&self.file(storage.file).path));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The dtypes of the tensors, each once, in the table's order.
+    pub fn dtypes(&self) -> Vec<DType> {
+        DType::all().filter(|&dtype| self.tensors.iter().any(|it| it.layout.dtype() == dtype)).collect()
+    }
+}

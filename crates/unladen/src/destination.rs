@@ -1,0 +1,186 @@
+//! Memory that stays: what a load hands back.
+
+use crate::{
+    dtype::DType,
+    error::{Fault, Result},
+    memory::{HostBuffer, Mapping},
+    tensor::{Block, Layout, Window},
+};
+use indexmap::IndexMap;
+use std::{fmt, sync::Arc};
+use zerocopy::{FromBytes, Immutable};
+
+/// Bytes that tensors of a state dict lie in.
+#[derive(Debug)]
+pub enum Arena<'a> {
+    /// Memory that this state dict owns.
+    Owned(HostBuffer),
+    /// A mapped file.
+    Mapped(Arc<Mapping>),
+    /// Memory that belongs to the caller.
+    Caller(&'a mut [u8]),
+}
+
+impl Arena<'_> {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Arena::Owned(buffer) => buffer.as_slice(),
+            Arena::Mapped(mapping) => mapping.as_slice(),
+            Arena::Caller(bytes) => bytes,
+        }
+    }
+}
+
+/// Where a tensor lies in a state dict.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// Position of the arena.
+    pub arena: usize,
+    /// Where its storage starts in the arena; the layout's offset counts from here.
+    pub start_byte: u64,
+    /// Row-major, unless it is a view of a mapping.
+    pub layout: Layout,
+}
+
+/// Loaded weights: names, and tensors in a few arenas. Tied tensors share their bytes.
+#[derive(Debug, Default)]
+pub struct StateDict<'a> {
+    arenas: Vec<Arena<'a>>,
+    tensors: IndexMap<String, Placed>,
+}
+
+impl<'a> StateDict<'a> {
+    /// Puts tensors into arenas.
+    ///
+    /// Fails if a tensor does not lie inside its arena, or a name stands twice.
+    pub fn new(
+        arenas: Vec<Arena<'a>>,
+        tensors: impl IntoIterator<Item = (String, Placed)>,
+    ) -> Result<StateDict<'a>> {
+        let mut state = StateDict { arenas, tensors: IndexMap::new() };
+        for (name, placed) in tensors {
+            let len_bytes = state.arenas.get(placed.arena).map_or(0, |it| it.as_slice().len() as u64);
+            let end_byte = placed.start_byte.saturating_add(placed.layout.stored_bytes().end);
+            if end_byte > len_bytes {
+                let expected = format!("an arena of at least {end_byte} bytes");
+                return Err(Fault::new(expected, format!("{len_bytes} bytes")).tensor(name).mismatch());
+            }
+            if state.tensors.contains_key(&name) {
+                return Err(Fault::new("each name once", "a second one").tensor(name).mismatch());
+            }
+            state.tensors.insert(name, placed);
+        }
+        Ok(state)
+    }
+
+    /// A tensor by name.
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        self.tensors.get(name).map(|placed| self.view(placed))
+    }
+
+    /// Every tensor, in the checkpoint's order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, TensorView<'_>)> {
+        self.tensors.iter().map(|(name, placed)| (name.as_str(), self.view(placed)))
+    }
+
+    /// Number of tensors, tied ones counted by name.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// True without tensors.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// True if any tensor is a view of a mapped file, whose bytes are read when they are touched.
+    pub fn is_mapped(&self) -> bool {
+        self.arenas.iter().any(|it| matches!(it, Arena::Mapped(_)))
+    }
+
+    fn view<'s>(&'s self, placed: &'s Placed) -> TensorView<'s> {
+        let stored = placed.layout.stored_bytes();
+        let start = (placed.start_byte + stored.start) as usize;
+        let bytes =
+            &self.arenas[placed.arena].as_slice()[start..start + (stored.end - stored.start) as usize];
+        TensorView {
+            dtype: placed.layout.dtype(),
+            shape: placed.layout.shape(),
+            stride: placed.layout.stride(),
+            bytes,
+        }
+    }
+}
+
+/// A tensor in memory, borrowed.
+#[derive(Clone, Copy)]
+pub struct TensorView<'a> {
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes, outermost first.
+    pub shape: &'a [u64],
+    /// Distances of neighbours, in elements.
+    pub stride: &'a [u64],
+    /// From the first element to the last.
+    pub bytes: &'a [u8],
+}
+
+impl fmt::Debug for TensorView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TensorView({} {:?})", self.dtype, self.shape)
+    }
+}
+
+impl<'a> TensorView<'a> {
+    /// The elements from the first to the last, in place; with gaps where the strides leave some.
+    ///
+    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if `T` has another size than the dtype, or the bytes
+    /// are not aligned for it. The caller answers for `T` being the type that the dtype names.
+    pub fn elements<T: FromBytes + Immutable>(&self) -> Result<&'a [T]> {
+        let wrong = |found: String| {
+            Fault::new(format!("aligned elements of {} bytes", size_of::<T>()), found).mismatch()
+        };
+        if self.dtype.size_bytes() != size_of::<T>() as u64 {
+            return Err(wrong(format!("{}", self.dtype)));
+        }
+        <[T]>::ref_from_bytes(self.bytes).map_err(|_| wrong(format!("{} at {:p}", self.dtype, self.bytes)))
+    }
+
+    /// The elements in row-major order, in place.
+    ///
+    /// Fails like [`TensorView::elements`], and if the strides are not row-major.
+    pub fn contiguous<T: FromBytes + Immutable>(&self) -> Result<&'a [T]> {
+        if !self.layout()?.is_contiguous() {
+            let found = format!("shape {:?}, stride {:?}", self.shape, self.stride);
+            return Err(Fault::new("row-major elements", found).mismatch());
+        }
+        self.elements()
+    }
+
+    fn layout(&self) -> Result<Layout> {
+        Layout::strided(self.dtype, self.shape, self.stride, 0)
+    }
+
+    /// Passes the row-major bytes to `sink`, a bounded piece at a time.
+    pub fn for_each_chunk(&self, mut sink: impl FnMut(&[u8])) -> Result<()> {
+        let layout = self.layout()?;
+        if layout.is_contiguous() {
+            sink(self.bytes);
+            return Ok(());
+        }
+        let at = vec![0; self.shape.len()];
+        let mut scratch = Vec::new();
+        for window in Window::in_order(self.shape, MAX_CHUNK_BYTES / self.dtype.size_bytes()) {
+            let n_elems: u64 = window.shape.iter().product();
+            scratch.resize((n_elems * self.dtype.size_bytes()) as usize, 0);
+            if let Some(block) = Block::within(&layout, &at, &window) {
+                block.gather(self.bytes, &mut scratch);
+            }
+            sink(&scratch);
+        }
+        Ok(())
+    }
+}
+
+/// How many bytes of a strided tensor are put in order at a time.
+const MAX_CHUNK_BYTES: u64 = 1 << 20;

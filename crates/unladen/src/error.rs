@@ -1,0 +1,208 @@
+//! Errors, by whose fault they are. Each names the file, the tensor, what was expected and what was found.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+/// What a function of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why something could not be done, sorted by whose fault it is.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}{}: cannot {action}: {source}", path.display(), At(*offset_bytes))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, after "cannot".
+        action: &'static str,
+        /// Where in the file, if it was at a place.
+        offset_bytes: Option<u64>,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file contradicts itself or its format.
+    #[error("{0}")]
+    Corrupt(Box<Fault>),
+    /// The file may be fine, this version does not read it.
+    #[error("{0}")]
+    Unsupported(Box<Fault>),
+    /// The load does not fit into the memory that it may take.
+    #[error("{}: {what} needs {needed_bytes} bytes, but {available_bytes} are available", path.display())]
+    OverBudget {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Who asks for the bytes.
+        what: String,
+        /// Bytes asked for, what is held already included.
+        needed_bytes: u64,
+        /// Bytes that may be held.
+        available_bytes: u64,
+    },
+    /// The device is missing or failed.
+    #[error("{device}: {message}")]
+    Device {
+        /// The device, as the user spells it.
+        device: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Two things that should agree do not: a model and a checkpoint, a file and its stamp.
+    #[error("{0}")]
+    Mismatch(Box<Fault>),
+    /// The caller asked to stop.
+    #[error("{}: cancelled", path.display())]
+    Cancelled {
+        /// The file that was being read or written.
+        path: PathBuf,
+    },
+}
+
+/// What is wrong with a file, and where. Parsers fill in what they know, their callers add the path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fault {
+    /// The file; empty until a caller that knows it calls [`Error::in_file`].
+    pub path: PathBuf,
+    /// The tensor, where one is concerned.
+    pub tensor: Option<String>,
+    /// Where in the file (or in the named part of it), if at a place.
+    pub offset_bytes: Option<u64>,
+    /// What should have been there.
+    pub expected: String,
+    /// What was there.
+    pub found: String,
+    /// What to try next; empty: nothing better than the general advice.
+    pub hint: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.as_os_str().is_empty() {
+            write!(f, "{}{}: ", self.path.display(), At(self.offset_bytes))?;
+        }
+        if let Some(tensor) = &self.tensor {
+            write!(f, "tensor `{}`: ", tensor.escape_debug())?;
+        }
+        write!(f, "expected {}, found {}", self.expected, self.found)
+    }
+}
+
+struct At(Option<u64>);
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |byte| write!(f, " at byte {byte}"))
+    }
+}
+
+impl Fault {
+    /// A fault that knows what was expected and what was found, and nothing else yet.
+    pub fn new(expected: impl Into<String>, found: impl Into<String>) -> Fault {
+        Fault { expected: expected.into(), found: found.into(), ..Fault::default() }
+    }
+
+    /// Says where in the file.
+    pub fn at(self, offset_bytes: u64) -> Fault {
+        Fault { offset_bytes: Some(offset_bytes), ..self }
+    }
+
+    /// Says which tensor.
+    pub fn tensor(self, name: impl Into<String>) -> Fault {
+        Fault { tensor: Some(name.into()), ..self }
+    }
+
+    /// Says what to try next.
+    pub fn hint(self, hint: impl Into<String>) -> Fault {
+        Fault { hint: hint.into(), ..self }
+    }
+
+    /// The file's fault.
+    pub fn corrupt(self) -> Error {
+        Error::Corrupt(Box::new(self))
+    }
+
+    /// Ours: not read by this version.
+    pub fn unsupported(self) -> Error {
+        Error::Unsupported(Box::new(self))
+    }
+
+    /// Nobody's alone: two things disagree.
+    pub fn mismatch(self) -> Error {
+        Error::Mismatch(Box::new(self))
+    }
+}
+
+impl Error {
+    /// An operating-system error on a file.
+    pub fn io(path: &Path, action: &'static str, source: io::Error) -> Error {
+        Error::Io { path: path.to_owned(), action, offset_bytes: None, source }
+    }
+
+    /// An operating-system error at a place of a file.
+    pub fn io_at(path: &Path, action: &'static str, offset_bytes: u64, source: io::Error) -> Error {
+        Error::Io { path: path.to_owned(), action, offset_bytes: Some(offset_bytes), source }
+    }
+
+    /// Adds the path to a fault that does not have one yet.
+    pub fn in_file(mut self, path: &Path) -> Error {
+        if let Error::Corrupt(fault) | Error::Unsupported(fault) | Error::Mismatch(fault) = &mut self
+            && fault.path.as_os_str().is_empty()
+        {
+            fault.path = path.to_owned();
+        }
+        self
+    }
+
+    /// Adds the tensor's name to a fault that does not have one yet.
+    pub fn in_tensor(mut self, name: &str) -> Error {
+        if let Error::Corrupt(fault) | Error::Unsupported(fault) | Error::Mismatch(fault) = &mut self {
+            fault.tensor.get_or_insert_with(|| name.to_owned());
+        }
+        self
+    }
+
+    /// The variant's name, for `--json` and bindings.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Error::Io { .. } => "Io",
+            Error::Corrupt(_) => "Corrupt",
+            Error::Unsupported(_) => "Unsupported",
+            Error::OverBudget { .. } => "OverBudget",
+            Error::Device { .. } => "Device",
+            Error::Mismatch(_) => "Mismatch",
+            Error::Cancelled { .. } => "Cancelled",
+        }
+    }
+
+    /// What to try next.
+    pub fn hint(&self) -> &str {
+        match self {
+            Error::Corrupt(fault) | Error::Unsupported(fault) | Error::Mismatch(fault)
+                if !fault.hint.is_empty() =>
+            {
+                &fault.hint
+            }
+            Error::Corrupt(_) => "the file looks damaged; compare its size and hash with the publisher's",
+            Error::Unsupported(_) => "save it again with a current torch.save or as safetensors",
+            Error::Mismatch(_) => "look at both sides with `unladen inspect`",
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => "check the path",
+                io::ErrorKind::PermissionDenied => "check who may read the file",
+                io::ErrorKind::StorageFull => "free some disk space, or choose another folder",
+                io::ErrorKind::OutOfMemory => {
+                    "close other programs, or use `stream`, which needs no copy beside the model"
+                }
+                io::ErrorKind::AlreadyExists => "choose another name, or pass --force to replace it",
+                _ => "try again; if it happens again, check the disk",
+            },
+            Error::OverBudget { .. } => {
+                "use `stream`, which needs no copy beside the model, or a machine with more memory"
+            }
+            Error::Device { .. } => "use --device host",
+            Error::Cancelled { .. } => "nothing was left behind",
+        }
+    }
+}

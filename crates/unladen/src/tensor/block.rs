@@ -1,0 +1,345 @@
+//! Boxes of elements with a place on either side of a copy: how strided bytes become row-major ones, in bounded pieces.
+
+use super::{Dims, Layout};
+use smallvec::SmallVec;
+
+/// A box of a tensor's index space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Index of the first element.
+    pub start: Dims,
+    /// Sizes.
+    pub shape: Dims,
+}
+
+impl Window {
+    /// The whole tensor.
+    pub fn whole(shape: &[u64]) -> Window {
+        Window { start: Dims::from_elem(0, shape.len()), shape: Dims::from_slice(shape) }
+    }
+
+    /// Cuts a tensor into windows of at most `max_elems` elements whose row-major bytes, one window after the other,
+    /// are the row-major bytes of the tensor. Nothing for a tensor without elements.
+    pub fn in_order(shape: &[u64], max_elems: u64) -> impl Iterator<Item = Window> + use<> {
+        let max_elems = max_elems.max(1);
+        let shape = Dims::from_slice(shape);
+        // Dimensions below `split` fit whole into a window, `rows` of them at a time; those above go one by one.
+        let (mut split, mut inner) = (shape.len(), 1u64);
+        while split > 0 && inner.saturating_mul(shape[split - 1]) <= max_elems {
+            split -= 1;
+            inner *= shape[split].max(1);
+        }
+        let rows = max_elems / inner;
+        let mut next = (!shape.contains(&0)).then(|| Dims::from_elem(0, shape.len()));
+        std::iter::from_fn(move || {
+            let start = next.take()?;
+            let mut window = Window { start: start.clone(), shape: Dims::from_elem(1, shape.len()) };
+            window.shape[split..].copy_from_slice(&shape[split..]);
+            let mut after = start;
+            let mut step = 1;
+            if split > 0 {
+                step = rows.min(shape[split - 1] - after[split - 1]);
+                window.shape[split - 1] = step;
+            }
+            for dim in (0..split).rev() {
+                after[dim] += step;
+                step = 1;
+                if after[dim] < shape[dim] {
+                    next = Some(after);
+                    break;
+                }
+                after[dim] = 0;
+            }
+            Some(window)
+        })
+    }
+}
+
+/// Which side of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where the bytes are.
+    Source,
+    /// Where they go.
+    Target,
+}
+
+/// One dimension of a [`Block`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Axis {
+    /// Number of steps.
+    pub len: u64,
+    /// Distance of two neighbours in the source.
+    pub source_step_bytes: u64,
+    /// Distance of two neighbours in the target.
+    pub target_step_bytes: u64,
+}
+
+impl Axis {
+    fn step_bytes(&self, side: Side) -> u64 {
+        match side {
+            Side::Source => self.source_step_bytes,
+            Side::Target => self.target_step_bytes,
+        }
+    }
+}
+
+/// A box of elements to copy. Neighbours that touch on both sides are merged, so contiguous data has no axis at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Where it starts in the source.
+    pub source_byte: u64,
+    /// Where it starts in the target.
+    pub target_byte: u64,
+    /// Length of a run that is contiguous on both sides, whole elements.
+    pub run_bytes: u64,
+    /// Size of an element; runs are cut between elements only.
+    pub elem_bytes: u64,
+    /// The dimensions above the run, outermost first.
+    pub axes: SmallVec<[Axis; 4]>,
+}
+
+impl Block {
+    /// The part of `window` that a piece of a tensor covers: from its storage to the row-major bytes of the window.
+    ///
+    /// `layout` is the piece's own, `at` the index of its first element in the tensor. `None` if they do not meet.
+    pub fn within(layout: &Layout, at: &[u64], window: &Window) -> Option<Block> {
+        let elem_bytes = layout.dtype().size_bytes();
+        let mut block = Block {
+            source_byte: layout.offset_elems() * elem_bytes,
+            target_byte: 0,
+            run_bytes: elem_bytes,
+            elem_bytes,
+            axes: SmallVec::new(),
+        };
+        let mut target_step_bytes = elem_bytes;
+        for dim in (0..at.len()).rev() {
+            let (low, high) = (at[dim], at[dim] + layout.shape()[dim]);
+            let start = low.max(window.start[dim]);
+            let end = high.min(window.start[dim] + window.shape[dim]);
+            if start >= end {
+                return None;
+            }
+            let source_step_bytes = layout.stride()[dim].saturating_mul(elem_bytes);
+            // A size-1 dimension may carry any stride, and is then always entered at its start.
+            block.source_byte += if start == low { 0 } else { (start - low) * source_step_bytes };
+            block.target_byte += (start - window.start[dim]) * target_step_bytes;
+            block.put_outside(Axis { len: end - start, source_step_bytes, target_step_bytes });
+            target_step_bytes *= window.shape[dim];
+        }
+        block.axes.reverse();
+        Some(block)
+    }
+
+    /// Adds a dimension outside those there are (kept innermost first while building), merged where it can be.
+    fn put_outside(&mut self, axis: Axis) {
+        if axis.len == 1 {
+            return;
+        }
+        let touches =
+            |inside_len_bytes: [u64; 2]| [axis.source_step_bytes, axis.target_step_bytes] == inside_len_bytes;
+        match self.axes.last_mut() {
+            None if touches([self.run_bytes; 2]) => self.run_bytes *= axis.len,
+            Some(inner)
+                if touches(
+                    [inner.source_step_bytes, inner.target_step_bytes]
+                        .map(|step| step.saturating_mul(inner.len)),
+                ) =>
+            {
+                inner.len *= axis.len;
+            }
+            _ => self.axes.push(axis),
+        }
+    }
+
+    /// Bytes from the first to the last that the block touches on one side.
+    pub fn span_bytes(&self, side: Side) -> u64 {
+        self.axes.iter().map(|axis| (axis.len - 1) * axis.step_bytes(side)).sum::<u64>() + self.run_bytes
+    }
+
+    /// Bytes that a copy of the block moves.
+    pub fn len_bytes(&self) -> u64 {
+        self.axes.iter().map(|axis| axis.len).product::<u64>() * self.run_bytes
+    }
+
+    /// Cuts the block until no part spans more than `max_bytes` (at least an element) on one side; parts come in
+    /// the order of the widest steps on that side.
+    pub fn split(self, side: Side, max_bytes: u64) -> Vec<Block> {
+        let max_bytes = max_bytes.max(self.elem_bytes);
+        let (mut done, mut open) = (Vec::new(), vec![self]);
+        while let Some(block) = open.pop() {
+            let span_bytes = block.span_bytes(side);
+            if span_bytes <= max_bytes {
+                done.push(block);
+                continue;
+            }
+            let reach = |axis: &Axis| (axis.len - 1) * axis.step_bytes(side);
+            let widest = (0..block.axes.len()).max_by_key(|&it| reach(&block.axes[it]));
+            let first_open = open.len();
+            // A run that fits is never cut; with overlapping steps the widest axis may reach less far than the run.
+            let cut_axis =
+                |&it: &usize| block.run_bytes <= max_bytes || reach(&block.axes[it]) >= block.run_bytes;
+            match widest.filter(cut_axis) {
+                Some(widest) => {
+                    let axis = block.axes[widest];
+                    let rest_bytes = span_bytes - reach(&axis);
+                    let fits = max_bytes.saturating_sub(rest_bytes) / axis.step_bytes(side) + 1;
+                    for start in (0..axis.len).step_by(fits as usize) {
+                        let mut part = block.clone();
+                        part.source_byte += start * axis.source_step_bytes;
+                        part.target_byte += start * axis.target_step_bytes;
+                        part.axes[widest].len = fits.min(axis.len - start);
+                        part.axes.retain(|it| it.len > 1);
+                        open.push(part);
+                    }
+                }
+                None => {
+                    let fits = max_bytes / block.elem_bytes * block.elem_bytes;
+                    for start in (0..block.run_bytes).step_by(fits as usize) {
+                        let mut part = block.clone();
+                        part.source_byte += start;
+                        part.target_byte += start;
+                        part.run_bytes = fits.min(block.run_bytes - start);
+                        open.push(part);
+                    }
+                }
+            }
+            open[first_open..].reverse();
+        }
+        done
+    }
+
+    /// Copies the block. `source` and `target` start at the bytes that `source_byte` and `target_byte` count from.
+    pub fn gather(&self, source: &[u8], target: &mut [u8]) {
+        // The innermost loop runs over the last axis; the others turn like an odometer.
+        let (outer, inner) = match self.axes.split_last() {
+            Some((inner, outer)) => (outer, *inner),
+            None => (&[][..], Axis { len: 1, source_step_bytes: 0, target_step_bytes: 0 }),
+        };
+        let mut index = Dims::from_elem(0, outer.len());
+        let (mut source_byte, mut target_byte) = (self.source_byte as usize, self.target_byte as usize);
+        loop {
+            match self.run_bytes {
+                1 => copy_runs::<1>(inner, &source[source_byte..], &mut target[target_byte..]),
+                2 => copy_runs::<2>(inner, &source[source_byte..], &mut target[target_byte..]),
+                4 => copy_runs::<4>(inner, &source[source_byte..], &mut target[target_byte..]),
+                8 => copy_runs::<8>(inner, &source[source_byte..], &mut target[target_byte..]),
+                16 => copy_runs::<16>(inner, &source[source_byte..], &mut target[target_byte..]),
+                run_bytes => {
+                    let (mut from, mut to) = (source_byte, target_byte);
+                    for _ in 0..inner.len {
+                        target[to..to + run_bytes as usize]
+                            .copy_from_slice(&source[from..from + run_bytes as usize]);
+                        (from, to) =
+                            (from + inner.source_step_bytes as usize, to + inner.target_step_bytes as usize);
+                    }
+                }
+            }
+            let mut dim = outer.len();
+            loop {
+                if dim == 0 {
+                    return;
+                }
+                dim -= 1;
+                let axis = outer[dim];
+                index[dim] += 1;
+                source_byte += axis.source_step_bytes as usize;
+                target_byte += axis.target_step_bytes as usize;
+                if index[dim] < axis.len {
+                    break;
+                }
+                index[dim] = 0;
+                source_byte -= (axis.len * axis.source_step_bytes) as usize;
+                target_byte -= (axis.len * axis.target_step_bytes) as usize;
+            }
+        }
+    }
+}
+
+/// `inner.len` runs of `N` bytes, with a length that the compiler knows.
+fn copy_runs<const N: usize>(inner: Axis, source: &[u8], target: &mut [u8]) {
+    let (mut from, mut to) = (0, 0);
+    for _ in 0..inner.len {
+        target[to..to + N].copy_from_slice(&source[from..from + N]);
+        (from, to) = (from + inner.source_step_bytes as usize, to + inner.target_step_bytes as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use proptest::prelude::*;
+
+    /// Row-major bytes, an element at a time, as slowly and plainly as can be.
+    fn slow(layout: &Layout, storage: &[u8]) -> Vec<u8> {
+        let size = layout.dtype().size_bytes() as usize;
+        let mut bytes = Vec::new();
+        for number in 0..layout.n_elems() {
+            let (mut rest, mut elem) = (number, layout.offset_elems());
+            for (&len, &step) in layout.shape().iter().zip(layout.stride()).rev() {
+                elem += rest % len * step;
+                rest /= len;
+            }
+            bytes.extend_from_slice(&storage[elem as usize * size..][..size]);
+        }
+        bytes
+    }
+
+    fn any_layout() -> impl Strategy<Value = Layout> {
+        let dims = prop::collection::vec((0u64..5, 0u64..7), 0..5);
+        (
+            dims,
+            0u64..4,
+            prop::sample::select(vec![DType::U8, DType::F16, DType::F32, DType::C64, DType::C128]),
+        )
+            .prop_map(|(dims, offset, dtype)| {
+                let (shape, stride): (Vec<u64>, Vec<u64>) = dims.into_iter().unzip();
+                Layout::strided(dtype, &shape, &stride, offset).unwrap()
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn windows_and_splits_gather_what_a_plain_walk_gathers(
+            layout in any_layout(), max_elems in 1u64..40, max_bytes in 1u64..100,
+        ) {
+            let storage: Vec<u8> = (0..layout.stored_bytes().end).map(|it| (it * 7 % 251) as u8).collect();
+            let at = vec![0; layout.shape().len()];
+            let mut bytes = Vec::new();
+            for window in Window::in_order(layout.shape(), max_elems) {
+                let n_elems: u64 = window.shape.iter().product();
+                prop_assert!(n_elems <= max_elems);
+                let mut target = vec![0; (n_elems * layout.dtype().size_bytes()) as usize];
+                let block = Block::within(&layout, &at, &window).unwrap();
+                for part in block.split(Side::Source, max_bytes) {
+                    prop_assert!(part.span_bytes(Side::Source) <= max_bytes.max(part.elem_bytes));
+                    part.gather(&storage, &mut target);
+                }
+                bytes.extend(target);
+            }
+            prop_assert_eq!(bytes, slow(&layout, &storage));
+        }
+    }
+
+    #[test]
+    fn contiguous_bytes_are_one_run() {
+        let layout = Layout::contiguous(DType::F32, &[3, 1, 4]).unwrap();
+        let block = Block::within(&layout, &[0; 3], &Window::whole(layout.shape())).unwrap();
+        assert_eq!((block.run_bytes, block.axes.len()), (48, 0));
+        assert_eq!(block.split(Side::Source, 20).len(), 3);
+    }
+
+    #[test]
+    fn extents_land_at_their_place_in_the_window() {
+        // A 4 x 4 tensor whose right half is an extent of its own, seen through the two middle rows.
+        let half = Layout::contiguous(DType::U8, &[4, 2]).unwrap();
+        let window = Window { start: Dims::from_slice(&[1, 0]), shape: Dims::from_slice(&[2, 4]) };
+        let mut target = [0; 8];
+        Block::within(&half, &[0, 2], &window)
+            .unwrap()
+            .gather(&[10, 11, 12, 13, 14, 15, 16, 17], &mut target);
+        assert_eq!(target, [0, 0, 12, 13, 0, 0, 14, 15]);
+        assert_eq!(Block::within(&half, &[0, 4], &Window::whole(&[4, 4])), None);
+    }
+}
