@@ -1,15 +1,19 @@
 //! Loads neural-network weights with no extra weight.
 
 pub mod checkpoint;
+pub mod contents;
 pub mod destination;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod format;
 pub mod memory;
 pub mod progress;
+pub mod save;
 pub mod source;
 pub mod stamp;
 pub mod tensor;
+pub mod verify;
 
 pub use checkpoint::{Checkpoint, Format};
 pub use destination::{StateDict, TensorView};
