@@ -52,6 +52,13 @@ pub enum Warning {
     MetaTensor(String),
     /// Something of the file is left out, with what and why.
     LeftOut(String),
+    /// A format without ties holds the bytes of tied tensors once per name.
+    TiesWrittenOut {
+        /// How many names share the bytes of another.
+        n_tensors: u64,
+        /// Bytes that are written again.
+        len_bytes: u64,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -71,6 +78,9 @@ impl fmt::Display for Warning {
                 write!(f, "tensor `{}` is on the meta device and has no data", name.escape_debug())
             }
             Warning::LeftOut(what) => write!(f, "left out: {}", what.escape_debug()),
+            Warning::TiesWrittenOut { n_tensors, len_bytes } => {
+                write!(f, "{n_tensors} tied tensors lose their ties: {len_bytes} bytes are written again")
+            }
         }
     }
 }

@@ -1,24 +1,41 @@
-//! Loads neural-network weights with no extra weight.
+//! Loads neural-network weights with no extra weight: a checkpoint goes from disk to the memory where it will be used,
+//! while everything that the load itself needs is planned, counted and said beforehand.
+//!
+//! ```no_run
+//! use unladen::Strategy;
+//!
+//! let checkpoint = unladen::open("gpt2.pth")?; // headers only
+//! let loaded = checkpoint.load(Strategy::Stream)?;
+//! let weight = loaded.state.get("tok_emb.weight").expect("a tensor of that name");
+//! let elements: &[f32] = weight.contiguous()?; // in place, no copy
+//! # Ok::<(), unladen::Error>(())
+//! ```
+//!
+//! Data flows one way: [`source`] → [`format`](mod@format) → [`checkpoint`] → [`plan`] → [`engine`] → [`destination`].
 
 pub mod checkpoint;
+pub mod contents;
 pub mod destination;
 pub mod device;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod format;
 pub mod load;
 pub mod memory;
 pub mod plan;
 pub mod progress;
+pub mod save;
 pub mod source;
 pub mod stamp;
 pub mod tensor;
+pub mod verify;
 
 pub use checkpoint::{Checkpoint, Format};
 pub use destination::{StateDict, TensorView};
 pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use load::{Loaded, OpenCheckpoint, RunOptions};
+pub use load::{Loaded, OpenCheckpoint, RunOptions, open};
 pub use plan::{LoadPlan, PlanOptions, Strategy};
 pub use progress::Progress;

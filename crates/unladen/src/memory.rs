@@ -1,14 +1,15 @@
 //! Host memory: what a load owns, what it maps, and what the operating system says about both.
 
+mod cgroup;
 mod host;
 mod ledger;
 mod mapping;
+mod meter;
+mod page_cache;
 
+pub use cgroup::{available_bytes, cgroup_peak_bytes};
 pub use host::{HostBuffer, PAGE_BYTES};
 pub use ledger::{Held, Ledger, Peaks, Reservation, Space};
 pub use mapping::Mapping;
-
-/// TEMP
-pub fn available_bytes() -> Option<u64> {
-    None
-}
+pub use meter::{Measured, Method, measure};
+pub use page_cache::{cached_bytes, evict, warm};

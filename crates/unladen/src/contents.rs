@@ -1,0 +1,296 @@
+//! Streams a tensor's bytes as they should stand in memory: row-major, in the machine's byte order, views resolved.
+//! What the bytes are for (a file, a hash) is the caller's, and so is counting them.
+
+use crate::{
+    checkpoint::Checkpoint,
+    error::{Fault, Result},
+    progress::Progress,
+    source::{FileSet, ReadAt},
+    tensor::{Axis, Backing, Block, FileId, Layout, Piece, Side, StorageId, Tensor, TensorId, Window},
+};
+use std::{collections::HashMap, sync::Arc};
+
+/// Contiguous bytes are passed on in chunks of this size.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// Other bytes are put in order this many at a time, from reads of at most as many.
+const WINDOW_BYTES: u64 = 16 << 20;
+
+/// Opens a file of a checkpoint.
+pub type OpenFile<'a> = dyn Fn(FileId) -> Result<Arc<dyn ReadAt>> + Sync + 'a;
+
+/// The files of a checkpoint, as a [`Reader`] takes them.
+pub fn files_of(files: &FileSet) -> impl Fn(FileId) -> Result<Arc<dyn ReadAt>> + Sync + '_ {
+    |file| files.get(file.0 as usize).map(|source| source as Arc<dyn ReadAt>)
+}
+
+/// For each tensor, the first tensor that has the same bytes: itself, unless it is tied to an earlier one.
+///
+/// Tied are tensors with one storage and equal layouts; views that merely overlap are not.
+pub fn first_with_same_bytes<'a>(checkpoint: &'a Checkpoint) -> Vec<TensorId> {
+    let mut known: HashMap<(StorageId, &'a Layout), TensorId> = HashMap::new();
+    let first = |(id, tensor): (TensorId, &'a Tensor)| match &tensor.backing {
+        Backing::Storage(storage) => *known.entry((*storage, &tensor.layout)).or_insert(id),
+        _ => id,
+    };
+    checkpoint.iter().map(first).collect()
+}
+
+/// Reads tensors one after the other, in memory that does not grow with them: some 32 MiB.
+pub struct Reader<'a> {
+    checkpoint: &'a Checkpoint,
+    files: &'a OpenFile<'a>,
+    /// For the wish to stop; the bytes are counted by whoever takes them.
+    progress: &'a Progress,
+    /// The file that was read last, still open.
+    open: Option<(FileId, Arc<dyn ReadAt>)>,
+    /// Bytes as the file has them.
+    source: Vec<u8>,
+    /// Bytes in order.
+    target: Vec<u8>,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads nothing yet. Of `progress` it only asks whether to stop, before each read.
+    pub fn new(checkpoint: &'a Checkpoint, files: &'a OpenFile<'a>, progress: &'a Progress) -> Reader<'a> {
+        Reader { checkpoint, files, progress, open: None, source: Vec::new(), target: Vec::new() }
+    }
+
+    /// Passes the tensor's bytes to `sink`, in order, in bounded chunks. Stops at the first error of `sink`.
+    ///
+    /// Fails with [`Error::Unsupported`](crate::Error::Unsupported) for a tensor without data.
+    pub fn for_each_chunk(&mut self, id: TensorId, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let checkpoint = self.checkpoint;
+        let tensor = checkpoint.tensor(id);
+        self.stream(id, tensor, sink).map_err(|error| error.in_tensor(&tensor.name).in_file(&checkpoint.path))
+    }
+
+    fn stream(
+        &mut self,
+        id: TensorId,
+        tensor: &Tensor,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        match &tensor.backing {
+            Backing::Meta => Err(Fault::new("a tensor with data", "one on the meta device")
+                .hint("leave the tensor out, or save the model again with its weights loaded")
+                .unsupported()),
+            Backing::Storage(_) if tensor.layout.is_contiguous() => {
+                self.checkpoint.pieces(id).try_for_each(|piece| self.stream_run(piece, sink))
+            }
+            _ => self.stream_windows(id, &tensor.layout, sink),
+        }
+    }
+
+    /// A whole tensor that is one run of bytes in the file.
+    fn stream_run(&mut self, piece: Piece<'_>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let stored = piece.layout.stored_bytes();
+        let mut at = stored.start;
+        while at < stored.end {
+            let len_bytes = CHUNK_BYTES.min(stored.end - at);
+            self.read(&piece, at, len_bytes)?;
+            sink(&self.source)?;
+            at += len_bytes;
+        }
+        Ok(())
+    }
+
+    /// A tensor whose elements have to be brought into order first, from one piece or several.
+    fn stream_windows(
+        &mut self,
+        id: TensorId,
+        layout: &Layout,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let checkpoint = self.checkpoint;
+        let elem_bytes = layout.dtype().size_bytes();
+        for window in Window::in_order(layout.shape(), WINDOW_BYTES / elem_bytes) {
+            let window_bytes = window.shape.iter().product::<u64>() * elem_bytes;
+            self.target.resize(window_bytes as usize, 0);
+            let mut covered_bytes = 0;
+            for piece in checkpoint.pieces(id) {
+                let Some(block) = Block::within(piece.layout, piece.at, &window) else { continue };
+                covered_bytes += block.len_bytes();
+                let max_bytes = read_limit(&block);
+                for mut part in block.split(Side::Source, max_bytes) {
+                    self.read(&piece, part.source_byte, part.span_bytes(Side::Source))?;
+                    part.source_byte = 0;
+                    part.gather(&self.source, &mut self.target);
+                }
+            }
+            if covered_bytes != window_bytes {
+                let expected = format!("shards that hold {window_bytes} bytes from {:?} on", window.start);
+                return Err(Fault::new(expected, format!("{covered_bytes} bytes")).corrupt());
+            }
+            sink(&self.target)?;
+        }
+        Ok(())
+    }
+
+    /// Fills `self.source` with whole elements of a piece's storage, resolved.
+    fn read(&mut self, piece: &Piece<'_>, at_byte: u64, len_bytes: u64) -> Result<()> {
+        self.progress.check(&self.checkpoint.path)?;
+        let storage = self.checkpoint.storage_of(piece);
+        let file = match &self.open {
+            Some((id, file)) if *id == storage.file => file,
+            _ => &self.open.insert((storage.file, (self.files)(storage.file)?)).1,
+        };
+        self.source.resize(len_bytes as usize, 0);
+        file.read_exact_at(storage.start_byte + at_byte, &mut self.source)?;
+        piece.resolve.apply(piece.layout.dtype(), &mut self.source);
+        Ok(())
+    }
+}
+
+/// How many bytes to read at once for a block: all that it spans, unless most of them belong to others.
+///
+/// A few columns of a wide matrix span all its rows. Reading them row by row touches the columns alone, instead of
+/// reading the matrix again for every window; worth it while the rows are few and the runs not tiny.
+fn read_limit(block: &Block) -> u64 {
+    let span_bytes = block.span_bytes(Side::Source);
+    let reach = |axis: &Axis| (axis.len - 1) * axis.source_step_bytes;
+    let Some(widest) = block.axes.iter().max_by_key(|axis| reach(axis)) else { return WINDOW_BYTES };
+    let row_bytes = span_bytes - reach(widest);
+    let is_sparse = span_bytes / 4 > block.len_bytes();
+    if is_sparse && row_bytes >= 512 && widest.len <= 1 << 16 { row_bytes } else { WINDOW_BYTES }
+        .min(WINDOW_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        checkpoint::Format,
+        dtype::DType,
+        error::Error,
+        source::MemorySource,
+        stamp::FileStamp,
+        tensor::{Dims, Extent, Storage},
+    };
+
+    /// A checkpoint whose only file holds `bytes`, with a storage for each range.
+    fn checkpoint(
+        bytes: &[u8],
+        storages: &[(std::ops::Range<u64>, bool)],
+        tensors: Vec<Tensor>,
+    ) -> Checkpoint {
+        let stamp =
+            FileStamp { path: "a.pth".into(), dev: 0, ino: 0, len_bytes: bytes.len() as u64, mtime_ns: 0 };
+        let storages = storages.iter().map(|(range, swapped)| Storage {
+            file: FileId(0),
+            start_byte: range.start,
+            len_bytes: range.end - range.start,
+            swapped: *swapped,
+        });
+        Checkpoint {
+            format: Format::Pth,
+            path: "a.pth".into(),
+            files: vec![stamp],
+            storages: storages.collect(),
+            extents: Vec::new(),
+            tensors,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn tensor(name: &str, layout: Layout, storage: u32) -> Tensor {
+        Tensor { name: name.into(), layout, backing: Backing::Storage(StorageId(storage)) }
+    }
+
+    fn read_all(checkpoint: &Checkpoint, bytes: &[u8], id: TensorId) -> Result<Vec<u8>> {
+        checkpoint.validate()?;
+        let source: Arc<dyn ReadAt> = Arc::new(MemorySource::new("a.pth", bytes.to_vec()));
+        let open = |_| Ok(Arc::clone(&source));
+        let mut all = Vec::new();
+        Reader::new(checkpoint, &open, &Progress::default()).for_each_chunk(id, &mut |chunk| {
+            all.extend_from_slice(chunk);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    #[test]
+    fn strided_swapped_and_negative_views_come_out_row_major_and_resolved() {
+        let bytes: Vec<u8> = [0i16, 1, 2, 3, 4, 5, 6, 7].map(i16::to_be_bytes).concat();
+        let view =
+            Layout::strided(DType::I16, &[3, 2], &[1, 3], 1).expect("a small view").with_view(false, true);
+        let checkpoint = checkpoint(&bytes, &[(0..16, true)], vec![tensor("t", view, 0)]);
+        let expected = [-1i16, -4, -2, -5, -3, -6].map(i16::to_le_bytes).concat();
+        assert_eq!(read_all(&checkpoint, &bytes, TensorId(0)).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_transposed_tensor_larger_than_a_window_comes_out_in_order() {
+        let (rows, columns) = (2100u64, 4000u64);
+        let bytes: Vec<u8> = (0..rows * columns).flat_map(|it| (it as u32).to_le_bytes()).collect();
+        let view = Layout::strided(DType::F32, &[columns, rows], &[1, columns], 0).unwrap();
+        assert!(view.len_bytes() > 2 * WINDOW_BYTES);
+        let checkpoint = checkpoint(&bytes, &[(0..bytes.len() as u64, false)], vec![tensor("t", view, 0)]);
+        let all = read_all(&checkpoint, &bytes, TensorId(0)).unwrap();
+        let expected = (0..columns).flat_map(|column| (0..rows).map(move |row| row * columns + column));
+        assert_eq!(all.len(), bytes.len());
+        assert!(all.chunks_exact(4).zip(expected).all(|(it, number)| it == (number as u32).to_le_bytes()));
+    }
+
+    #[test]
+    fn few_columns_of_a_wide_matrix_are_read_row_by_row() {
+        let view = Layout::strided(DType::F32, &[16384, 16384], &[1, 16384], 0).unwrap();
+        let window = Window::in_order(view.shape(), WINDOW_BYTES / 4).next().unwrap();
+        let block = Block::within(&view, &[0, 0], &window).unwrap();
+        let limit = read_limit(&block);
+        let read: u64 = block.split(Side::Source, limit).iter().map(|it| it.span_bytes(Side::Source)).sum();
+        assert_eq!(read, WINDOW_BYTES);
+    }
+
+    #[test]
+    fn shards_of_different_byte_order_make_one_tensor() {
+        let bytes = [[1u16, 2].map(u16::to_le_bytes), [3u16, 4].map(u16::to_be_bytes)].concat().concat();
+        let half = |storage, column| Extent {
+            storage: StorageId(storage),
+            layout: Layout::contiguous(DType::U16, &[2, 1]).unwrap(),
+            at: Dims::from_slice(&[0, column]),
+        };
+        let layout = Layout::contiguous(DType::U16, &[2, 2]).unwrap();
+        let tensors = vec![Tensor { name: "t".into(), layout, backing: Backing::Extents(0..2) }];
+        let mut checkpoint = checkpoint(&bytes, &[(0..4, false), (4..8, true)], tensors);
+        checkpoint.extents = vec![half(0, 0), half(1, 1)];
+        let expected = [1u16, 3, 2, 4].map(u16::to_le_bytes).concat();
+        assert_eq!(read_all(&checkpoint, &bytes, TensorId(0)).unwrap(), expected);
+
+        checkpoint.tensors[0].backing = Backing::Extents(0..1);
+        let error = read_all(&checkpoint, &bytes, TensorId(0)).unwrap_err();
+        assert!(matches!(error, Error::Corrupt(_)), "a shard is missing: {error}");
+    }
+
+    #[test]
+    fn empty_and_zero_dimensional_tensors_have_their_bytes_and_no_more() {
+        let bytes = [1u8, 2, 3, 4, 5, 6, 7, 8];
+        let tensors = vec![
+            tensor("empty", Layout::strided(DType::F32, &[0, 3], &[3, 1], 9).unwrap(), 0),
+            tensor("scalar", Layout::strided(DType::F32, &[], &[], 1).unwrap(), 0),
+        ];
+        let checkpoint = checkpoint(&bytes, &[(0..8, false)], tensors);
+        assert_eq!(read_all(&checkpoint, &bytes, TensorId(0)).unwrap(), Vec::<u8>::new());
+        assert_eq!(read_all(&checkpoint, &bytes, TensorId(1)).unwrap(), [5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn a_meta_tensor_is_a_typed_error_that_names_it() {
+        let layout = Layout::contiguous(DType::F32, &[2]).unwrap();
+        let meta = Tensor { name: "w".into(), layout, backing: Backing::Meta };
+        let error = read_all(&checkpoint(&[], &[], vec![meta]), &[], TensorId(0)).unwrap_err();
+        assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("`w`"), "{error}");
+    }
+
+    #[test]
+    fn tied_tensors_share_a_first_one_and_overlapping_views_do_not() {
+        let whole = Layout::contiguous(DType::U8, &[4]).unwrap();
+        let half = Layout::contiguous(DType::U8, &[2]).unwrap();
+        let tensors =
+            vec![tensor("a", whole.clone(), 0), tensor("b", half, 0), tensor("c", whole.clone(), 0), {
+                tensor("d", whole, 1)
+            }];
+        let checkpoint = checkpoint(&[0; 8], &[(0..4, false), (4..8, false)], tensors);
+        assert_eq!(first_with_same_bytes(&checkpoint), [0, 1, 0, 3].map(TensorId));
+    }
+}

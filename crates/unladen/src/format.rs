@@ -1,0 +1,3 @@
+//! From headers to checkpoints.
+
+pub mod names;

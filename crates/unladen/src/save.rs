@@ -1,0 +1,235 @@
+//! Writes checkpoints from any source, a tensor at a time: memory does not grow with the model, and a file appears
+//! under its name only when it is whole. What the formats look like is in `pth`, `safetensors` and `folder`.
+
+mod archive;
+mod folder;
+mod pickle;
+mod pth;
+mod safetensors;
+mod target;
+
+use crate::{
+    checkpoint::{Checkpoint, Format, Warning},
+    contents::{self, Reader},
+    dtype::DType,
+    error::{Fault, Result},
+    progress::Progress,
+    source::FileSet,
+    stamp::FileStamp,
+    tensor::{Backing, Layout, Tensor, TensorId},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
+
+/// A tensor to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its full path.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes, outermost first.
+    pub shape: Vec<u64>,
+    /// Which data it has, a number of the caller's choice. Entries with the same number are tied.
+    pub data: usize,
+}
+
+/// Where bytes that are read go, a chunk at a time.
+pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+/// Passes the row-major little-endian bytes of the data with this number to the sink, in order.
+pub type Read<'a> = dyn FnMut(usize, &mut Sink<'_>) -> Result<()> + 'a;
+
+/// What to write to.
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'a> {
+    /// The file or folder to make.
+    pub path: &'a Path,
+    /// What it shall be.
+    pub format: Format,
+    /// Replace what is there already: a regular file, or a folder with nothing but `.pt` files in it.
+    pub overwrite: bool,
+    /// Files that the bytes come from: never replaced.
+    pub inputs: &'a [FileStamp],
+}
+
+/// What the path says about the format, unless the caller does: by extension, a folder without one.
+///
+/// Fails with [`Error::Unsupported`](crate::Error::Unsupported) for an extension that no format has.
+pub fn format_for_path(path: &Path, explicit: Option<Format>) -> Result<Format> {
+    let is_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.is_dir();
+    let extension = path.extension().map(|it| it.to_ascii_lowercase());
+    match (explicit, extension.as_ref().map(|it| it.to_string_lossy()).as_deref()) {
+        (Some(format), _) => Ok(format),
+        _ if is_folder => Ok(Format::Folder),
+        (_, None) => Ok(Format::Folder),
+        (_, Some("pth" | "pt" | "bin")) => Ok(Format::Pth),
+        (_, Some("safetensors")) => Ok(Format::Safetensors),
+        (_, Some(other)) => Err(Fault::new(
+            "a name that ends in .pth, .pt, .bin or .safetensors, or a folder",
+            format!(".{other}"),
+        )
+        .hint("choose another name, or say which format to write")
+        .unsupported()
+        .in_file(path)),
+    }
+}
+
+/// A checkpoint's tensors as entries; `data` is the number of the first tensor with the same bytes.
+///
+/// Fails if a tensor has no data.
+pub fn entries_of(checkpoint: &Checkpoint) -> Result<Vec<Entry>> {
+    let entry = |(tensor, first): (&Tensor, TensorId)| {
+        if tensor.backing == Backing::Meta {
+            return Err(Fault::new("a tensor with data", "one on the meta device")
+                .tensor(&tensor.name)
+                .hint("save the model again with its weights loaded")
+                .unsupported()
+                .in_file(&checkpoint.path));
+        }
+        Ok(Entry {
+            name: tensor.name.clone(),
+            dtype: tensor.layout.dtype(),
+            shape: tensor.layout.shape().to_vec(),
+            data: first.0 as usize,
+        })
+    };
+    checkpoint.tensors.iter().zip(contents::first_with_same_bytes(checkpoint)).map(entry).collect()
+}
+
+/// Writes a checkpoint's tensors in another format, or the same one anew.
+///
+/// Fails if a file of the checkpoint changes meanwhile; nothing is left behind then.
+pub fn convert(
+    checkpoint: &Checkpoint,
+    files: &FileSet,
+    output: &Output<'_>,
+    progress: &Progress,
+) -> Result<Vec<Warning>> {
+    let entries = entries_of(checkpoint)?;
+    let open = contents::files_of(files);
+    let mut reader = Reader::new(checkpoint, &open, progress);
+    let output = Output { inputs: &checkpoint.files, ..*output };
+    let mut read = |data: usize, sink: &mut Sink<'_>| {
+        let id = TensorId(data as u32);
+        reader.for_each_chunk(id, sink)?;
+        checkpoint.pieces(id).try_for_each(|piece| {
+            files.get(checkpoint.storage_of(&piece).file.0 as usize)?.check_unchanged()
+        })
+    };
+    write(&output, &entries, &mut read, progress)
+}
+
+/// Writes tensors. `read` is called for one tensor after the other, in the order of the file.
+///
+/// The file is written under a temporary name beside its own, synced and renamed; on any error, and when the caller
+/// cancels, it is removed. Fails before the first byte if something is in the way, the disk is too full, or the
+/// format cannot hold a tensor; afterwards if `read` does or passes on more or fewer bytes than it should.
+pub fn write(
+    output: &Output<'_>,
+    entries: &[Entry],
+    read: &mut Read<'_>,
+    progress: &Progress,
+) -> Result<Vec<Warning>> {
+    let tensors = check(entries).map_err(|error| error.in_file(output.path))?;
+    let source = &mut Source { read, progress, path: output.path };
+    match output.format {
+        Format::Pth => pth::write(output, &tensors, source),
+        Format::Safetensors => safetensors::write(output, &tensors, source),
+        Format::Folder => folder::write(output, &tensors, source),
+    }
+    .map_err(|error| error.in_file(output.path))
+}
+
+/// An entry whose sizes have been checked.
+struct Checked<'a> {
+    name: &'a str,
+    layout: Layout,
+    data: usize,
+}
+
+impl Checked<'_> {
+    fn len_bytes(&self) -> u64 {
+        self.layout.len_bytes()
+    }
+
+    /// The error for a tensor that a format cannot hold.
+    fn unsupported(&self, expected: &str, hint: &str) -> crate::Error {
+        Fault::new(expected, self.layout.dtype().name()).tensor(self.name).hint(hint).unsupported()
+    }
+}
+
+/// Checks what every format relies on: each name once, sizes that do not overflow, ties that agree.
+fn check(entries: &[Entry]) -> Result<Vec<Checked<'_>>> {
+    let mut names = HashSet::new();
+    let mut first_with: HashMap<usize, Layout> = HashMap::new();
+    let mut total_bytes = 0u64;
+    let mut tensors = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let name = entry.name.as_str();
+        let layout =
+            Layout::contiguous(entry.dtype, &entry.shape).map_err(|error| error.in_tensor(name))?;
+        if !names.insert(name) {
+            return Err(Fault::new("each name once", "a second one").tensor(name).mismatch());
+        }
+        let first = first_with.entry(entry.data).or_insert_with(|| layout.clone());
+        if (first.dtype(), first.len_bytes()) != (layout.dtype(), layout.len_bytes()) {
+            let [one, other] =
+                [&*first, &layout].map(|it| format!("{} {:?}", it.dtype(), it.shape()));
+            let fault = Fault::new(format!("as its tied tensor, {one}"), other);
+            return Err(fault.tensor(name).mismatch());
+        }
+        total_bytes = total_bytes.saturating_add(layout.len_bytes());
+        if total_bytes > i64::MAX as u64 {
+            let fault = Fault::new("tensors of less than 2^63 bytes in all", "more");
+            return Err(fault.tensor(name).unsupported());
+        }
+        tensors.push(Checked { name, layout, data: entry.data });
+    }
+    Ok(tensors)
+}
+
+/// The warning for formats without ties, if there are any.
+fn ties_written_out(tensors: &[Checked<'_>]) -> Vec<Warning> {
+    let mut known = HashSet::new();
+    let again = tensors.iter().filter(|it| !known.insert(it.data));
+    let (n_tensors, len_bytes) = again.fold((0, 0), |(n, sum), it| (n + 1, sum + it.len_bytes()));
+    (n_tensors > 0).then_some(Warning::TiesWrittenOut { n_tensors, len_bytes }).into_iter().collect()
+}
+
+/// Where the bytes come from, counted on their way.
+struct Source<'a, 'r> {
+    read: &'a mut Read<'r>,
+    progress: &'a Progress,
+    /// What is being written.
+    path: &'a Path,
+}
+
+impl Source<'_, '_> {
+    /// Passes a tensor's bytes to `sink`: exactly as many as it has, or an error.
+    fn stream(&mut self, tensor: &Checked<'_>, sink: &mut Sink<'_>) -> Result<()> {
+        let (progress, path) = (self.progress, self.path);
+        let wrong = |found: String| {
+            let expected = format!("{} bytes of data", tensor.len_bytes());
+            Err(Fault::new(expected, found).tensor(tensor.name).mismatch())
+        };
+        progress.check(path)?;
+        let mut done_bytes = 0;
+        (self.read)(tensor.data, &mut |chunk| {
+            progress.check(path)?;
+            done_bytes += chunk.len() as u64;
+            if done_bytes > tensor.len_bytes() {
+                return wrong(format!("at least {done_bytes}"));
+            }
+            sink(chunk)?;
+            progress.add(chunk.len() as u64);
+            Ok(())
+        })?;
+        if done_bytes == tensor.len_bytes() { Ok(()) } else { wrong(format!("{done_bytes}")) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

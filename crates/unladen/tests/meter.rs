@@ -1,0 +1,114 @@
+//! The meter on real memory. The tests take turns, because each measures the whole process.
+
+use std::{
+    fs::File,
+    hint::black_box,
+    io::Write,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+use unladen::memory::{HostBuffer, Mapping, Measured, Method, measure};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+fn my_turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const MIB: u64 = 1 << 20;
+
+fn assert_near(found_bytes: u64, expected_bytes: u64, measured: &Measured) {
+    let difference = found_bytes.abs_diff(expected_bytes);
+    assert!(difference <= 2 * MIB, "{found_bytes} instead of {expected_bytes}: {measured:?}");
+}
+
+/// A buffer with every page written.
+fn touched(len_bytes: u64) -> HostBuffer {
+    let mut buffer = HostBuffer::new(len_bytes, "test".as_ref()).expect("memory");
+    buffer.as_mut_slice().iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+    buffer
+}
+
+#[test]
+fn touched_memory_is_the_peak_and_reserved_memory_is_not() {
+    let _turn = my_turn();
+    for method in [Method::HighWater, Method::Sampled] {
+        let (buffers, measured) = measure(method, || {
+            let buffers = (touched(64 * MIB), HostBuffer::new(256 * MIB, "test".as_ref()).expect("memory"));
+            thread::sleep(Duration::from_millis(20));
+            buffers
+        });
+        assert_near(measured.peak_anon_bytes, 64 * MIB, &measured);
+        assert_near(measured.peak_rss_bytes, 64 * MIB, &measured);
+        assert_near(measured.peak_file_bytes, 0, &measured);
+        drop(black_box(buffers));
+    }
+}
+
+#[test]
+fn memory_that_was_freed_shows_in_the_peak() {
+    let _turn = my_turn();
+    let ((), measured) = measure(Method::HighWater, || drop(black_box(touched(64 * MIB))));
+    assert_near(measured.peak_anon_bytes, 64 * MIB, &measured);
+    let ((), after) = measure(Method::HighWater, || {});
+    assert_near(after.peak_rss_bytes, 0, &after);
+}
+
+#[test]
+fn heap_memory_counts_as_anonymous() {
+    let _turn = my_turn();
+    let (small, measured) = measure(Method::HighWater, || {
+        black_box((0..4096).map(|_| vec![1u8; 4096]).collect::<Vec<Vec<u8>>>())
+    });
+    assert_near(measured.peak_anon_bytes, 16 * MIB, &measured);
+    drop(small);
+}
+
+#[test]
+fn pages_of_a_mapped_file_are_told_apart() {
+    let _turn = my_turn();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let path = folder.path().join("file");
+    File::create(&path).and_then(|mut file| file.write_all(&vec![1; 64 << 20])).expect("a file");
+    let file = File::open(&path).expect("the file");
+    let (_kept, measured) = measure(Method::Sampled, || {
+        let mapping = Mapping::new(&file, 64 * MIB, &path).expect("a mapping");
+        let sum: u64 = mapping.as_slice().iter().step_by(4096).map(|&byte| u64::from(byte)).sum();
+        assert_eq!(sum, 16384);
+        (mapping, touched(8 * MIB))
+    });
+    assert_near(measured.peak_file_bytes, 64 * MIB, &measured);
+    assert_near(measured.peak_anon_bytes, 8 * MIB, &measured);
+    assert_near(measured.peak_rss_bytes, 72 * MIB, &measured);
+}
+
+#[test]
+fn polling_sees_what_lasts() {
+    let _turn = my_turn();
+    let (_kept, measured) = measure(Method::HighWater, || {
+        let buffer = touched(32 * MIB);
+        thread::sleep(Duration::from_millis(400));
+        buffer
+    });
+    assert_near(measured.polled_rss_bytes, 32 * MIB, &measured);
+    assert!(measured.polled_rss_bytes <= measured.peak_rss_bytes);
+}
+
+#[test]
+fn a_panic_in_the_work_ends_the_watcher() {
+    let _turn = my_turn();
+    let threads = || {
+        std::fs::read_dir("/proc/self/task").map_or(0, |it| {
+            it.filter(|task| {
+                let name =
+                    task.as_ref().ok().and_then(|it| std::fs::read_to_string(it.path().join("comm")).ok());
+                name.is_some_and(|it| it.trim() == "meter")
+            })
+            .count()
+        })
+    };
+    let caught = std::panic::catch_unwind(|| measure(Method::Sampled, || panic!("on purpose")));
+    assert!(caught.is_err());
+    assert_eq!(threads(), 0);
+}
