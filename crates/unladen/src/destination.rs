@@ -7,7 +7,7 @@ use crate::{
     tensor::{Block, Layout, Window},
 };
 use indexmap::IndexMap;
-use std::{fmt, sync::Arc};
+use std::fmt;
 use zerocopy::{FromBytes, Immutable};
 
 /// Bytes that tensors of a state dict lie in.
@@ -16,17 +16,27 @@ pub enum Arena<'a> {
     /// Memory that this state dict owns.
     Owned(HostBuffer),
     /// A mapped file.
-    Mapped(Arc<Mapping>),
+    Mapped(Mapping),
     /// Memory that belongs to the caller.
     Caller(&'a mut [u8]),
 }
 
 impl Arena<'_> {
-    fn as_slice(&self) -> &[u8] {
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
         match self {
             Arena::Owned(buffer) => buffer.as_slice(),
             Arena::Mapped(mapping) => mapping.as_slice(),
             Arena::Caller(bytes) => bytes,
+        }
+    }
+
+    /// The bytes, to be written; `None` for a mapped file.
+    pub fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
+        match self {
+            Arena::Owned(buffer) => Some(buffer.as_mut_slice()),
+            Arena::Mapped(_) => None,
+            Arena::Caller(bytes) => Some(bytes),
         }
     }
 }

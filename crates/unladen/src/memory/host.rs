@@ -1,5 +1,6 @@
 //! Owned host memory: zeroed, page-aligned, straight from the system and straight back to it.
 
+use super::Reservation;
 use crate::error::{Error, Result};
 use memmap2::MmapMut;
 use std::{fmt, path::Path};
@@ -9,19 +10,22 @@ pub const PAGE_BYTES: u64 = 4096;
 
 /// Anonymous memory of a fixed size. Pages are taken from the system at their first touch.
 pub struct HostBuffer {
+    // Unmapped before the ledger hears of it: fields are dropped in this order.
     map: Option<MmapMut>,
+    _reservation: Reservation,
 }
 
 impl HostBuffer {
-    /// Asks the system for `len_bytes` zeroed bytes; none are resident yet.
+    /// Asks the system for zeroed bytes, as many as were reserved; none are resident yet.
     ///
     /// `path` names the checkpoint that they are for, should the system refuse.
-    pub fn new(len_bytes: u64, path: &Path) -> Result<HostBuffer> {
-        let len = usize::try_from(len_bytes)
+    pub fn new(reservation: Reservation, path: &Path) -> Result<HostBuffer> {
+        let len = usize::try_from(reservation.len_bytes())
             .map_err(|_| Error::io(path, "reserve host memory", std::io::ErrorKind::OutOfMemory.into()))?;
         // The system has no empty mappings.
         let map = (len > 0).then(|| MmapMut::map_anon(len)).transpose();
-        Ok(HostBuffer { map: map.map_err(|source| Error::io(path, "reserve host memory", source))? })
+        let map = map.map_err(|source| Error::io(path, "reserve host memory", source))?;
+        Ok(HostBuffer { map, _reservation: reservation })
     }
 
     /// The bytes.

@@ -3,7 +3,7 @@
 use super::{ReadAt, memory::ends_early};
 use crate::{
     error::{Error, Fault, Result},
-    memory::Mapping,
+    memory::{Mapping, Reservation},
     stamp::FileStamp,
 };
 use std::{
@@ -41,9 +41,15 @@ impl FileSource {
         same(&self.stamp, &stamp(&self.file, &self.stamp.path)?)
     }
 
-    /// Maps the whole file.
-    pub fn map(&self) -> Result<Mapping> {
-        Mapping::new(&self.file, self.stamp.len_bytes, &self.stamp.path)
+    /// Maps the first bytes of the file, as many as were reserved.
+    ///
+    /// Fails with [`Error::Mismatch`] if the file is shorter: touching what is not there would kill the process.
+    pub fn map(&self, reservation: Reservation) -> Result<Mapping> {
+        if reservation.len_bytes() > self.stamp.len_bytes {
+            return Err(ends_early(reservation.len_bytes(), self.stamp.len_bytes).in_file(&self.stamp.path));
+        }
+        self.check_unchanged()?;
+        Mapping::new(&self.file, reservation, &self.stamp.path)
     }
 
     /// The open file, for questions to the system about it.
@@ -125,6 +131,14 @@ impl FileSet {
         let stamp = source.stamp.clone();
         let open = (self.files.len() < MAX_OPEN).then(|| Arc::new(source));
         self.files.push(Known { stamp, open });
+    }
+
+    /// Fails with [`Error::Mismatch`] if a file that stayed open was written to or shortened since.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files
+            .iter()
+            .filter_map(|known| known.open.as_ref())
+            .try_for_each(|source| source.check_unchanged())
     }
 
     /// What the files were when they were opened, by position.

@@ -211,6 +211,35 @@ impl Block {
 
     /// Copies the block. `source` and `target` start at the bytes that `source_byte` and `target_byte` count from.
     pub fn gather(&self, source: &[u8], target: &mut [u8]) {
+        self.for_each_row(|source_byte, target_byte, inner| match self.run_bytes {
+            1 => copy_runs::<1>(inner, &source[source_byte..], &mut target[target_byte..]),
+            2 => copy_runs::<2>(inner, &source[source_byte..], &mut target[target_byte..]),
+            4 => copy_runs::<4>(inner, &source[source_byte..], &mut target[target_byte..]),
+            8 => copy_runs::<8>(inner, &source[source_byte..], &mut target[target_byte..]),
+            16 => copy_runs::<16>(inner, &source[source_byte..], &mut target[target_byte..]),
+            run_bytes => {
+                let (mut from, mut to) = (source_byte, target_byte);
+                for _ in 0..inner.len {
+                    target[to..to + run_bytes as usize]
+                        .copy_from_slice(&source[from..from + run_bytes as usize]);
+                    (from, to) =
+                        (from + inner.source_step_bytes as usize, to + inner.target_step_bytes as usize);
+                }
+            }
+        });
+    }
+
+    /// Calls `run` with every contiguous run that [`Block::gather`] writes: where it starts in the target, its length.
+    pub fn for_each_target_run(&self, mut run: impl FnMut(usize, usize)) {
+        self.for_each_row(|_, target_byte, inner| {
+            for number in 0..inner.len {
+                run(target_byte + (number * inner.target_step_bytes) as usize, self.run_bytes as usize);
+            }
+        });
+    }
+
+    /// Calls `row` with the place on either side where each turn of the innermost axis starts.
+    fn for_each_row(&self, mut row: impl FnMut(usize, usize, Axis)) {
         // The innermost loop runs over the last axis; the others turn like an odometer.
         let (outer, inner) = match self.axes.split_last() {
             Some((inner, outer)) => (outer, *inner),
@@ -219,22 +248,7 @@ impl Block {
         let mut index = Dims::from_elem(0, outer.len());
         let (mut source_byte, mut target_byte) = (self.source_byte as usize, self.target_byte as usize);
         loop {
-            match self.run_bytes {
-                1 => copy_runs::<1>(inner, &source[source_byte..], &mut target[target_byte..]),
-                2 => copy_runs::<2>(inner, &source[source_byte..], &mut target[target_byte..]),
-                4 => copy_runs::<4>(inner, &source[source_byte..], &mut target[target_byte..]),
-                8 => copy_runs::<8>(inner, &source[source_byte..], &mut target[target_byte..]),
-                16 => copy_runs::<16>(inner, &source[source_byte..], &mut target[target_byte..]),
-                run_bytes => {
-                    let (mut from, mut to) = (source_byte, target_byte);
-                    for _ in 0..inner.len {
-                        target[to..to + run_bytes as usize]
-                            .copy_from_slice(&source[from..from + run_bytes as usize]);
-                        (from, to) =
-                            (from + inner.source_step_bytes as usize, to + inner.target_step_bytes as usize);
-                    }
-                }
-            }
+            row(source_byte, target_byte, inner);
             let mut dim = outer.len();
             loop {
                 if dim == 0 {

@@ -1,0 +1,118 @@
+//! Runs plans: the only room with threads. Knows no format, decides nothing.
+
+mod copy;
+mod split;
+mod stream;
+
+use crate::{
+    destination::{Arena, Placed, StateDict},
+    error::{Error, Fault, Result},
+    memory::{Held, HostBuffer, Ledger, Space},
+    plan::{LoadPlan, SlotId, Step},
+    progress::Progress,
+    source::FileSet,
+    tensor::TensorId,
+};
+use std::{path::Path, sync::Arc};
+
+/// Gives the values of a model that was not loaded: called with a tensor's name and its memory, by several threads.
+pub type InitialValues<'a> = &'a (dyn Fn(&str, &mut [u8]) + Sync);
+
+/// What every thread of a run may look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Io<'r> {
+    /// The checkpoint's path, for messages.
+    pub path: &'r Path,
+    /// Its files, by position.
+    pub files: &'r FileSet,
+    /// Bytes done, and the wish to stop.
+    pub progress: &'r Progress,
+}
+
+/// What a run needs besides the plan.
+pub struct Run<'r, 'a> {
+    /// For every thread.
+    pub io: Io<'r>,
+    /// The tensors' names, by position.
+    pub names: &'r dyn Fn(TensorId) -> &'r str,
+    /// Where reservations are counted.
+    pub ledger: Arc<Ledger>,
+    /// What `Step::Fill` fills with; zeros without.
+    pub initial_values: Option<InitialValues<'r>>,
+    /// The caller's memory for `Step::Adopt`.
+    pub adopt: &'r mut dyn FnMut(TensorId) -> Result<&'a mut [u8]>,
+    /// Called after each step with its position and what is held.
+    pub after_step: &'r mut dyn FnMut(usize, Held),
+}
+
+/// Runs a plan. On failure everything that it took is given back.
+pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
+    let io = run.io;
+    io.files.check_unchanged()?;
+    io.progress.expect(plan.work_bytes());
+    let n_threads = plan.options().n_threads.max(1);
+    let mut slots: Slots<'a> = (0..plan.n_slots()).map(|_| None).collect();
+    let mut placed: Vec<(TensorId, SlotId, Placed)> = Vec::new();
+    for (number, step) in plan.steps().iter().enumerate() {
+        io.progress.check(io.path)?;
+        match step {
+            Step::Reserve { slot, space, len_bytes, .. } => {
+                let reservation = run.ledger.reserve(*space, *len_bytes);
+                slots[slot.0 as usize] = Some(Arena::Owned(HostBuffer::new(reservation, io.path)?));
+            }
+            Step::Adopt { slot, tensor } => {
+                slots[slot.0 as usize] = Some(Arena::Caller((run.adopt)(*tensor)?))
+            }
+            Step::Map { slot, file, len_bytes } => {
+                let reservation = run.ledger.reserve(Space::Mapped, *len_bytes);
+                let mapping = io.files.get(file.0 as usize)?.map(reservation)?;
+                slots[slot.0 as usize] = Some(Arena::Mapped(mapping));
+            }
+            Step::Fill(fills) => {
+                let fills = fills.iter().map(|fill| (fill.target, (run.names)(fill.tensor)));
+                copy::fill(fills, &mut slots, n_threads, io, run.initial_values)?;
+            }
+            Step::Stream { staging, chunks } => stream::stream(staging, chunks, &mut slots, n_threads, io)?,
+            Step::Copy(copy) => copy::copy(copy, &mut slots, n_threads, io)?,
+            Step::Release(slot) => slots[slot.0 as usize] = None,
+            Step::HandOver { tensor, slot, start_byte, layout } => {
+                let at = Placed { arena: 0, start_byte: *start_byte, layout: layout.clone() };
+                placed.push((*tensor, *slot, at));
+            }
+        }
+        (run.after_step)(number, run.ledger.get().0);
+    }
+    io.files.check_unchanged()?;
+    hand_over(slots, placed, run.names)
+}
+
+/// Memory by slot number.
+type Slots<'a> = Vec<Option<Arena<'a>>>;
+
+/// A slot that a step names was released or never reserved: a plan that contradicts itself.
+fn missing(slot: SlotId) -> Error {
+    Fault::new(format!("a plan that reserves slot {} before it uses it", slot.0), "none").mismatch()
+}
+
+/// Makes the state dict, its tensors in the checkpoint's order and its arenas without the slots that are gone.
+fn hand_over<'a, 'r>(
+    slots: Slots<'a>,
+    mut placed: Vec<(TensorId, SlotId, Placed)>,
+    names: &dyn Fn(TensorId) -> &'r str,
+) -> Result<StateDict<'a>> {
+    let mut arena_of = vec![usize::MAX; slots.len()];
+    let mut arenas = Vec::new();
+    for (slot, arena) in slots.into_iter().enumerate() {
+        if let Some(arena) = arena {
+            arena_of[slot] = arenas.len();
+            arenas.push(arena);
+        }
+    }
+    placed.sort_by_key(|(tensor, ..)| *tensor);
+    StateDict::new(
+        arenas,
+        placed.into_iter().map(|(tensor, slot, at)| {
+            (names(tensor).to_owned(), Placed { arena: arena_of[slot.0 as usize], ..at })
+        }),
+    )
+}

@@ -1,0 +1,143 @@
+//! The front door: open a checkpoint, plan a load, run it.
+
+use crate::{
+    checkpoint::Checkpoint,
+    destination::StateDict,
+    device::Device,
+    engine::{self, InitialValues, Io, Run},
+    error::{Error, Fault, Result},
+    memory::{Held, Ledger, Peaks},
+    plan::{LoadPlan, PlanOptions},
+    progress::Progress,
+    source::FileSet,
+    tensor::{Layout, TensorId},
+};
+use std::ops::Deref;
+
+/// A checkpoint whose headers were read and whose files are open.
+#[derive(Debug)]
+pub struct OpenCheckpoint {
+    checkpoint: Checkpoint,
+    files: FileSet,
+}
+
+/// What a run may be given; the default needs nothing.
+#[derive(Default)]
+pub struct RunOptions<'r> {
+    /// Bytes done, and the wish to stop, shared with whoever watches.
+    pub progress: Option<&'r Progress>,
+    /// The values of the model that `naive` and `sequential` make first; zeros without.
+    pub initial_values: Option<InitialValues<'r>>,
+    /// Called after each step with its position and what is held.
+    pub after_step: Option<&'r mut dyn FnMut(usize, Held)>,
+}
+
+/// What a load gives back.
+#[derive(Debug)]
+pub struct Loaded<'a> {
+    /// The weights.
+    pub state: StateDict<'a>,
+    /// The most that was held at once, by the ledger.
+    pub peaks: Peaks,
+}
+
+impl OpenCheckpoint {
+    /// A checkpoint that was opened before, with its files by position.
+    pub fn new(checkpoint: Checkpoint, files: FileSet) -> OpenCheckpoint {
+        OpenCheckpoint { checkpoint, files }
+    }
+
+    /// The open files, by position.
+    pub fn files(&self) -> &FileSet {
+        &self.files
+    }
+
+    /// Decides what a load of every tensor will do; reads nothing.
+    pub fn plan(&self, options: PlanOptions) -> Result<LoadPlan> {
+        LoadPlan::new(&self.checkpoint, options)
+    }
+
+    /// Runs a plan that was made for this checkpoint.
+    ///
+    /// Fails with [`Error::OverBudget`] before anything is read if the plan needs more memory than the machine
+    /// (or this process's control group) has left. On any failure everything that was taken is given back.
+    pub fn run(&self, plan: &LoadPlan, options: RunOptions<'_>) -> Result<Loaded<'static>> {
+        let needed_bytes = plan.predicted().host_anon_bytes;
+        if let Some(available_bytes) = crate::memory::available_bytes().filter(|&it| it < needed_bytes) {
+            let what = format!("`{}`", plan.options().strategy);
+            return Err(Error::OverBudget { path: self.path.clone(), what, needed_bytes, available_bytes });
+        }
+        self.run_with(plan, options, &mut |tensor| {
+            let expected = "a plan that reserves its memory";
+            Err(Fault::new(expected, "one that wants the caller's")
+                .tensor(&self.tensor(tensor).name)
+                .mismatch())
+        })
+    }
+
+    /// Loads every tensor with one strategy and what this machine suggests for the rest.
+    ///
+    /// ```no_run
+    /// let checkpoint = unladen::open("gpt2.pth".as_ref())?;
+    /// let loaded = checkpoint.load(unladen::Strategy::Stream)?;
+    /// for (name, tensor) in loaded.state.iter() {
+    ///     println!("{name} {} {:?}", tensor.dtype, tensor.shape);
+    /// }
+    /// # Ok::<(), unladen::Error>(())
+    /// ```
+    pub fn load(&self, strategy: crate::Strategy) -> Result<Loaded<'static>> {
+        self.run(&self.plan(PlanOptions::new(strategy))?, RunOptions::default())
+    }
+
+    /// Fills memory that exists already, read in place: `buffer_for` is asked once per tensor with data, with its name
+    /// and the row-major layout that its bytes will have.
+    ///
+    /// Fails with [`Error::Mismatch`] if there is no buffer for a tensor, or one of another length.
+    pub fn load_into<'a>(
+        &self,
+        mut buffer_for: impl FnMut(&str, &Layout) -> Option<&'a mut [u8]>,
+        options: RunOptions<'_>,
+    ) -> Result<Loaded<'a>> {
+        let plan = LoadPlan::into_caller_memory(&self.checkpoint, PlanOptions::new(crate::Strategy::Stream))?;
+        self.run_with(&plan, options, &mut |id| {
+            let tensor = self.tensor(id);
+            let layout = tensor.layout.loaded();
+            let buffer = buffer_for(&tensor.name, &layout);
+            let found = buffer.as_ref().map_or("none".to_owned(), |it| format!("{} bytes", it.len()));
+            buffer.filter(|it| it.len() as u64 == layout.len_bytes()).ok_or_else(|| {
+                let expected = format!("a buffer of {} bytes", layout.len_bytes());
+                Fault::new(expected, found).tensor(&tensor.name).mismatch().in_file(&self.path)
+            })
+        })
+    }
+
+    fn run_with<'a>(
+        &self,
+        plan: &LoadPlan,
+        options: RunOptions<'_>,
+        adopt: &mut dyn FnMut(TensorId) -> Result<&'a mut [u8]>,
+    ) -> Result<Loaded<'a>> {
+        let ledger = Ledger::new(plan.options().device == Device::Host);
+        let unwatched = Progress::default();
+        let progress = options.progress.unwrap_or(&unwatched);
+        let mut nobody = |_, _| {};
+        let run = Run {
+            io: Io { path: &self.path, files: &self.files, progress },
+            names: &|id| self.tensor(id).name.as_str(),
+            ledger: ledger.clone(),
+            initial_values: options.initial_values,
+            adopt,
+            after_step: options.after_step.unwrap_or(&mut nobody),
+        };
+        let state = engine::run(plan, run)?;
+        Ok(Loaded { state, peaks: ledger.get().1 })
+    }
+}
+
+impl Deref for OpenCheckpoint {
+    type Target = Checkpoint;
+
+    fn deref(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+}
