@@ -29,5 +29,5 @@ def tiny(tmp_path_factory):
     (folder / "gpt2-tiny-params").mkdir()
     for name, t in state.items(): torch.save(t.clone(), folder / f"gpt2-tiny-params/{name}.pt")
     with torch.no_grad(): logits = model(torch.tensor([TOKENS]))[0]
-    files = {"pth": folder / "gpt2-tiny.pth", "safetensors": folder / "gpt2-tiny.safetensors", "folder": folder / "gpt2-tiny-params"}
-    return types.SimpleNamespace(folder=folder, model=model, state=state, logits=logits, tokens=TOKENS, **files)
+    files = {"pth": folder / "gpt2-tiny.pth", "safetensors": folder / "gpt2-tiny.safetensors", "params": folder / "gpt2-tiny-params"}
+    return types.SimpleNamespace(model=model, state=state, logits=logits, tokens=TOKENS, **files)

@@ -91,7 +91,7 @@ def test_torch_reads_a_converted_folder(tmp_path, seed):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_tour_of_all_formats_changes_nothing(tmp_path, seed):
-    path, state = saved(tmp_path, 2000 + seed, SAFETENSORS_WRITES)
+    path, state = saved(tmp_path, 2000 + seed, SAFETENSORS_READS)
     stations = [path, tmp_path / "a.safetensors", tmp_path / "b", tmp_path / "c.pth", tmp_path / "d.safetensors"]
     for source, target in zip(stations, stations[1:]):
         ok("convert", source, target, *([] if target.suffix else ["--to", "folder"]))

@@ -46,7 +46,7 @@ def test_every_strategy_loads_what_torch_saved(tiny, strategy):
 
 
 def test_a_folder_of_tensors_loads_one_by_one(tiny):
-    assert_row(ok_json("load", tiny.folder / "gpt2-tiny-params", "--strategy", "per-tensor", "--digest"), "per-tensor", tiny.state)
+    assert_row(ok_json("load", tiny.params, "--strategy", "per-tensor", "--digest"), "per-tensor", tiny.state)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -54,10 +54,9 @@ def test_every_strategy_loads_safetensors(tiny, strategy):
     assert_row(ok_json("load", tiny.safetensors, "--strategy", strategy, "--digest"), strategy, tiny.state)
 
 
-@pytest.mark.parametrize("kind", ["pth", "safetensors", "folder"])
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "params"])
 def test_logits_of_a_checkpoint_of_torch_are_torchs(tiny, kind):
-    path = tiny.folder / "gpt2-tiny-params" if kind == "folder" else getattr(tiny, kind)
-    assert_close(forward(path, tiny.tokens), tiny.logits)
+    assert_close(forward(getattr(tiny, kind), tiny.tokens), tiny.logits)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
