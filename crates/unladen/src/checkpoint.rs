@@ -21,6 +21,11 @@ pub enum Format {
 }
 
 impl Format {
+    /// Every format.
+    pub fn all() -> impl Iterator<Item = Format> {
+        [Format::Pth, Format::Safetensors, Format::Folder].into_iter()
+    }
+
     /// The name that commands print and take.
     pub fn name(self) -> &'static str {
         match self {

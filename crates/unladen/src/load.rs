@@ -6,19 +6,28 @@ use crate::{
     device::Device,
     engine::{self, InitialValues, Io, Run},
     error::{Error, Fault, Result},
+    format,
     memory::{Held, Ledger, Peaks},
     plan::{LoadPlan, PlanOptions},
     progress::Progress,
     source::FileSet,
     tensor::{Layout, TensorId},
 };
-use std::ops::Deref;
+use std::{ops::Deref, path::Path};
 
 /// A checkpoint whose headers were read and whose files are open.
 #[derive(Debug)]
 pub struct OpenCheckpoint {
     checkpoint: Checkpoint,
     files: FileSet,
+}
+
+/// Reads the headers of a checkpoint: a `.pth` or safetensors file, or a folder with one `.pt` per tensor.
+///
+/// The format is recognised by content. No tensor data is read, whatever the checkpoint's size.
+pub fn open(path: impl AsRef<Path>) -> Result<OpenCheckpoint> {
+    let (checkpoint, files) = format::open(path.as_ref())?;
+    Ok(OpenCheckpoint { checkpoint, files })
 }
 
 /// What a run may be given; the default needs nothing.
@@ -78,7 +87,7 @@ impl OpenCheckpoint {
     /// Loads every tensor with one strategy and what this machine suggests for the rest.
     ///
     /// ```no_run
-    /// let checkpoint = unladen::open("gpt2.pth".as_ref())?;
+    /// let checkpoint = unladen::open("gpt2.pth")?;
     /// let loaded = checkpoint.load(unladen::Strategy::Stream)?;
     /// for (name, tensor) in loaded.state.iter() {
     ///     println!("{name} {} {:?}", tensor.dtype, tensor.shape);

@@ -95,14 +95,18 @@ fn tensor_files(folder: &Path) -> Result<(Vec<PathBuf>, bool)> {
     Ok((files, is_all))
 }
 
+/// Bytes that this user may still write to the disk that holds `folder`. `None`: the system does not tell.
+pub fn free_disk_bytes(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    (disk.f_blocks > 0).then(|| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// Fails unless the disk has room for `needed_bytes`.
 pub(super) fn check_room(path: &Path, needed_bytes: u64) -> Result<()> {
     // A file system that does not say how large it is (some network ones) will say when it is full.
-    let Ok(disk) = rustix::fs::statvfs(parent(path)) else { return Ok(()) };
-    let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if disk.f_blocks == 0 || needed_bytes <= free_bytes {
+    let Some(free_bytes) = free_disk_bytes(parent(path)).filter(|&it| it < needed_bytes) else {
         return Ok(());
-    }
+    };
     let found = format!("{needed_bytes} bytes are needed, {free_bytes} are free");
     Err(Error::io(path, "write the output", io::Error::new(io::ErrorKind::StorageFull, found)))
 }

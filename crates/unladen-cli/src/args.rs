@@ -1,0 +1,198 @@
+//! The words of the command line.
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use unladen::{Device, Format, Strategy};
+
+/// Loads neural-network weights with no extra weight.
+#[derive(Parser)]
+#[command(name = "unladen", version, max_term_width = 110)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Load a checkpoint in every way, each in a fresh process, and show what each costs.
+    Compare(CompareArgs),
+    /// List a checkpoint's tensors. Reads headers only, unless a hash is asked for.
+    Inspect(InspectArgs),
+    /// Load a checkpoint once and say what it took.
+    Load(LoadArgs),
+    /// Save a checkpoint in another format, streaming.
+    Convert(ConvertArgs),
+    /// GPT-2: the proof that the weights work.
+    #[command(subcommand)]
+    Gpt2(Gpt2Command),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Gpt2Command {
+    /// Save a randomly initialised GPT-2.
+    Save(SaveArgs),
+    /// Load a GPT-2 and print the logits of some tokens.
+    Forward(ForwardArgs),
+    /// Load a GPT-2 and continue a text, greedily.
+    Generate(GenerateArgs),
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct CompareArgs {
+    /// The checkpoint; without one, a randomly initialised GPT-2 is saved once and used.
+    #[arg(conflicts_with = "gpt2")]
+    pub(crate) file: Option<PathBuf>,
+    /// The size of that GPT-2: tiny, small, medium, large or xl.
+    #[arg(long, value_name = "SIZE", default_value = "small", value_parser = gpt2_size)]
+    pub(crate) gpt2: String,
+    /// Only these strategies, separated by commas.
+    #[arg(long, value_delimiter = ',', value_parser = strategy)]
+    pub(crate) strategies: Vec<Strategy>,
+    /// Drop the file from the page cache before each load; without it, the file is read into the cache first.
+    #[arg(long)]
+    pub(crate) cold: bool,
+    /// Where the weights go.
+    #[arg(long, default_value = "host", value_parser = device)]
+    pub(crate) device: Device,
+    /// Folder for what is saved here: the GPT-2, and a checkpoint's tensors as single files. It stays there.
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// Attention heads, for a GPT-2 of an unusual width (else its config.json is asked).
+    #[arg(long)]
+    pub(crate) heads: Option<usize>,
+    /// One JSON line per strategy.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct InspectArgs {
+    /// A checkpoint file, or a folder with one file per tensor.
+    pub(crate) file: PathBuf,
+    /// Read everything, and print a hash of each tensor's contiguous little-endian bytes.
+    #[arg(long)]
+    pub(crate) hash: Option<Hash>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Hash {
+    Sha256,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct LoadArgs {
+    /// A checkpoint file, or a folder with one file per tensor.
+    pub(crate) file: PathBuf,
+    /// The way of loading: naive, sequential, meta, mmap, mmap-copy, per-tensor or stream.
+    #[arg(long, default_value = "stream", value_parser = strategy)]
+    pub(crate) strategy: Strategy,
+    /// Where the weights go.
+    #[arg(long, default_value = "host", value_parser = device)]
+    pub(crate) device: Device,
+    /// Compute one hash over all that was loaded, outside the clock.
+    #[arg(long)]
+    pub(crate) digest: bool,
+    /// Print one JSON line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// If this is a GPT-2, write the logits of tokens 1, 2, 3 to a file: how `compare` proves the weights.
+    #[arg(long, hide = true)]
+    pub(crate) logits_to: Option<PathBuf>,
+    /// Attention heads, for a GPT-2 of an unusual width.
+    #[arg(long, hide = true)]
+    pub(crate) heads: Option<usize>,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct ConvertArgs {
+    /// The checkpoint.
+    #[arg(value_name = "IN")]
+    pub(crate) input: PathBuf,
+    /// What to write: NAME.pth, NAME.safetensors, or a folder with one file per tensor.
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// The format, where OUT does not say it.
+    #[arg(long, value_parser = format)]
+    pub(crate) to: Option<Format>,
+    /// Replace OUT if it is there.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct SaveArgs {
+    /// What to write: NAME.pth, NAME.safetensors, or a folder with one file per tensor.
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// tiny, small (124M), medium (355M), large (774M) or xl (1558M).
+    #[arg(long, default_value = "small", value_parser = gpt2_size)]
+    pub(crate) size: String,
+    /// The same seed gives the same weights.
+    #[arg(long, default_value_t = 123)]
+    pub(crate) seed: u64,
+    /// The format, where OUT does not say it.
+    #[arg(long, value_parser = format)]
+    pub(crate) to: Option<Format>,
+    /// Replace OUT if it is there.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct ForwardArgs {
+    /// The checkpoint.
+    pub(crate) file: PathBuf,
+    /// Token ids, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3")]
+    pub(crate) tokens: Vec<u32>,
+    /// The way of loading.
+    #[arg(long, default_value = "stream", value_parser = strategy)]
+    pub(crate) strategy: Strategy,
+    /// Attention heads, for a GPT-2 of an unusual width (else config.json is asked).
+    #[arg(long)]
+    pub(crate) heads: Option<usize>,
+    /// Print all logits as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct GenerateArgs {
+    /// The checkpoint.
+    pub(crate) file: PathBuf,
+    /// The text to continue.
+    #[arg(long, default_value = "Every effort moves you")]
+    pub(crate) prompt: String,
+    /// How many tokens to add.
+    #[arg(long, default_value_t = 30)]
+    pub(crate) tokens: usize,
+    /// The way of loading.
+    #[arg(long, default_value = "stream", value_parser = strategy)]
+    pub(crate) strategy: Strategy,
+    /// Attention heads, for a GPT-2 of an unusual width (else config.json is asked).
+    #[arg(long)]
+    pub(crate) heads: Option<usize>,
+}
+
+fn strategy(text: &str) -> Result<Strategy, String> {
+    let known: Vec<_> = Strategy::all().map(Strategy::name).collect();
+    text.parse().map_err(|_| format!("known are {}", known.join(", ")))
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    text.parse().map_err(|error: unladen::Error| error.to_string())
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    Format::all().find(|it| it.name() == text).ok_or_else(|| "known are pth, safetensors, folder".to_owned())
+}
+
+fn gpt2_size(text: &str) -> Result<String, String> {
+    match unladen_gpt2::Config::named(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("known are tiny, small, medium, large, xl".to_owned()),
+    }
+}

@@ -1,0 +1,7 @@
+//! The commands, a file each.
+
+pub(crate) mod compare;
+pub(crate) mod convert;
+pub(crate) mod gpt2;
+pub(crate) mod inspect;
+pub(crate) mod load;

@@ -1,0 +1,181 @@
+//! `unladen compare`: every way of loading, each in a fresh process, side by side.
+
+mod report;
+mod workbench;
+
+use crate::{args::CompareArgs, gpt2_file, human, out, row::Row, watch};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+use unladen::{Error, Format, OpenCheckpoint, Result, Strategy, error::Fault, memory};
+use workbench::Workbench;
+
+/// What became of one strategy.
+struct Outcome {
+    strategy: Strategy,
+    result: Result<Row, String>,
+    /// The last position's, if this is a GPT-2.
+    logits: Option<Vec<f32>>,
+}
+
+pub(crate) fn run(args: &CompareArgs) -> Result<()> {
+    let mut bench = Workbench::new(args.dir.clone())?;
+    let path = match &args.file {
+        Some(file) => file.clone(),
+        None => bench.gpt2(&args.gpt2)?,
+    };
+    let checkpoint = unladen::open(&path)?;
+    checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
+    let strategies =
+        if args.strategies.is_empty() { Strategy::all().collect() } else { args.strategies.clone() };
+    let folder =
+        if strategies.contains(&Strategy::PerTensor) { folder_of(&checkpoint, &mut bench) } else { None };
+    introduce(&checkpoint, args)?;
+
+    let mut outcomes = Vec::new();
+    for strategy in strategies {
+        watch::progress().check(&path)?;
+        let file = match (strategy, &folder) {
+            (Strategy::PerTensor, Some(folder)) => folder,
+            _ => &path,
+        };
+        let outcome = match (strategy, &folder) {
+            (Strategy::PerTensor, None) => Outcome {
+                strategy,
+                result: Err(
+                    "needs the checkpoint as one file per tensor, and there was no place for it".to_owned()
+                ),
+                logits: None,
+            },
+            _ => one(strategy, file, args, &bench)?,
+        };
+        outcomes.push(outcome);
+    }
+    report::print(&outcomes, &checkpoint, args);
+    agree(&outcomes, &path)
+}
+
+/// Says what is compared and how, before it takes its time.
+fn introduce(checkpoint: &OpenCheckpoint, args: &CompareArgs) -> Result<()> {
+    let cache = if args.cold {
+        "cold: dropped from the page cache before each load"
+    } else {
+        "warm: in the page cache"
+    };
+    out::words(&format!(
+        "{}: {} tensors, {}, {cache}",
+        checkpoint.path.display(),
+        checkpoint.tensors.len(),
+        human::bytes(checkpoint.len_bytes())
+    ));
+    if gpt2_file::recognise(checkpoint, args.heads)?.is_none() {
+        out::words(
+            "this is no GPT-2: zeroed tensors of its shapes stand for the model, and the forward pass is skipped",
+        );
+    }
+    Ok(())
+}
+
+/// The checkpoint as one file per tensor: itself, or saved again. `None` (said) where that does not work.
+fn folder_of(checkpoint: &OpenCheckpoint, bench: &mut Workbench) -> Option<PathBuf> {
+    if checkpoint.format == Format::Folder {
+        return Some(checkpoint.path.clone());
+    }
+    bench.folder_of(checkpoint).map_err(|error| out::words(&format!("per-tensor is left out: {error}"))).ok()
+}
+
+/// One strategy in a process of its own.
+fn one(strategy: Strategy, file: &Path, args: &CompareArgs, bench: &Workbench) -> Result<Outcome> {
+    prepare_cache(file, args.cold)?;
+    let logits_file = bench.scratch(&format!("{strategy}.logits"));
+    let program =
+        std::env::current_exe().map_err(|source| Error::io(Path::new("unladen"), "find itself", source))?;
+    let mut command = Command::new(&program);
+    command.args([
+        "load",
+        "--json",
+        "--digest",
+        "--strategy",
+        strategy.name(),
+        "--device",
+        &args.device.to_string(),
+    ]);
+    command.args(args.heads.iter().flat_map(|heads| ["--heads".to_owned(), heads.to_string()]));
+    command.arg("--logits-to").arg(&logits_file).arg("--").arg(file);
+    command.stdin(Stdio::null());
+    let output = watch::with_bar(strategy.name(), || command.output());
+    let output = output.map_err(|source| Error::io(&program, "start a load", source))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let result = match serde_json::from_str(text.trim()) {
+        Ok(row) if output.status.success() => Ok(row),
+        _ => {
+            let words = String::from_utf8_lossy(&output.stderr);
+            let error = words.lines().find_map(|line| line.strip_prefix("error: "));
+            Err(error.map_or_else(|| format!("ended with {}", output.status), str::to_owned))
+        }
+    };
+    let logits = fs::read(&logits_file).ok().map(|bytes| {
+        bytes.chunks_exact(4).map(|it| f32::from_le_bytes([it[0], it[1], it[2], it[3]])).collect()
+    });
+    Ok(Outcome { strategy, result, logits })
+}
+
+fn prepare_cache(path: &Path, cold: bool) -> Result<()> {
+    let (mut len_bytes, mut cached_bytes) = (0, Some(0));
+    for file in super::load::files_of(path) {
+        let open = fs::File::open(&file).map_err(|source| Error::io(&file, "open the file", source))?;
+        let file_bytes =
+            open.metadata().map_err(|source| Error::io(&file, "look at the file", source))?.len();
+        let prepared = if cold {
+            memory::evict(&open, &file)
+        } else {
+            memory::warm(&open, &file, file_bytes, watch::progress())
+        };
+        prepared?;
+        len_bytes += file_bytes;
+        cached_bytes = cached_bytes.and_then(|sum| Some(sum + memory::cached_bytes(&open, file_bytes)?));
+    }
+    let is_so = |cached: u64| if cold { cached <= len_bytes / 100 } else { cached >= len_bytes / 100 * 99 };
+    match cached_bytes {
+        Some(cached) if is_so(cached) => {}
+        Some(cached) => out::words(&format!(
+            "note: the page cache holds {} of {} of {}, so this load is neither cold nor warm",
+            human::bytes(cached),
+            human::bytes(len_bytes),
+            path.display()
+        )),
+        None => out::words("note: the system does not tell what the page cache holds"),
+    }
+    Ok(())
+}
+
+/// Every load gave the same tensors, and every forward pass the same logits.
+fn agree(outcomes: &[Outcome], path: &Path) -> Result<()> {
+    let mut loaded = outcomes.iter().filter_map(|it| Some((it, it.result.as_ref().ok()?)));
+    let Some((first, first_row)) = loaded.next() else {
+        let failed = outcomes.iter().find_map(|it| it.result.as_ref().err()).cloned().unwrap_or_default();
+        return Err(Fault::new("at least one strategy that loads", failed).mismatch().in_file(path));
+    };
+    for (outcome, row) in loaded {
+        let differ = |what: &str, expected: String, found: String| {
+            let expected = format!("the {what} of `{}`, {expected}", first.strategy);
+            Err(Fault::new(expected, format!("that of `{}`, {found}", outcome.strategy))
+                .mismatch()
+                .in_file(path))
+        };
+        if row.digest != first_row.digest {
+            return differ("digest", format!("{:?}", first_row.digest), format!("{:?}", row.digest));
+        }
+        let distance = match (&first.logits, &outcome.logits) {
+            (Some(one), Some(other)) => gpt2_file::distance(one, other),
+            (None, None) => 0.0,
+            _ => f32::INFINITY,
+        };
+        if !(distance <= gpt2_file::MAX_DISTANCE) {
+            return differ("logits", "0".to_owned(), format!("{distance} away"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! The table, the JSON lines, and the line that says which strategy to use and why.
+
+use super::Outcome;
+use crate::{args::CompareArgs, human, out, row::Row};
+use comfy_table::{CellAlignment, ColumnConstraint, Table, Width, presets};
+use unladen::{OpenCheckpoint, Strategy};
+
+pub(super) fn print(outcomes: &[Outcome], checkpoint: &OpenCheckpoint, args: &CompareArgs) {
+    if args.json {
+        outcomes.iter().for_each(|outcome| out::result(&json(outcome)));
+    } else {
+        table(outcomes);
+    }
+    let advice = advice(outcomes, checkpoint);
+    // With --json the lines are for programs: the advice goes where people look.
+    if args.json { out::words(&advice) } else { out::result(&advice) }
+}
+
+fn json(outcome: &Outcome) -> String {
+    match &outcome.result {
+        Ok(row) => serde_json::to_string(row).expect("strings and numbers"),
+        Err(error) => serde_json::json!({ "strategy": outcome.strategy.name(), "error": error }).to_string(),
+    }
+}
+
+const HEADER: &[&str] = &[
+    "strategy",
+    "load s",
+    "GB/s",
+    "device peak\npredicted | ledger",
+    "host peak\npredicted | measured",
+    "mapped\npeak",
+    "notebook's\nRSS",
+    "page cache\nleft",
+    "logits s",
+];
+
+fn table(outcomes: &[Outcome]) {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(HEADER.iter().copied());
+    for outcome in outcomes {
+        match &outcome.result {
+            Ok(row) => table.add_row(cells(row, outcome.strategy)),
+            Err(error) => {
+                table.add_row([outcome.strategy.name(), "-", "-", "-", "-", "-", "-", "-", "-", error])
+            }
+        };
+    }
+    for index in 1..HEADER.len() {
+        if let Some(column) = table.column_mut(index) {
+            column
+                .set_cell_alignment(CellAlignment::Right)
+                .set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(8)));
+        }
+    }
+    out::result(&table.trim_fmt());
+    if outcomes.iter().any(|it| !it.strategy.is_private() && it.result.is_ok()) {
+        out::result(
+            "* views of the mapped file: nothing is read before it is touched, so this is no load; the mapped peak is that of load and logits",
+        );
+    }
+}
+
+fn cells(row: &Row, strategy: Strategy) -> Vec<String> {
+    let pair =
+        |predicted: u64, measured: u64| format!("{} | {}", human::bytes(predicted), human::bytes(measured));
+    let star = if strategy.is_private() { "" } else { "*" };
+    let speed = match strategy.is_private() {
+        true => format!("{:.2}", row.bytes as f64 / row.load_s / 1e9),
+        false => "-".to_owned(),
+    };
+    vec![
+        row.strategy.clone(),
+        format!("{}{star}", human::seconds(row.load_s)),
+        speed,
+        pair(row.predicted_device_peak_bytes, row.device_peak_bytes),
+        pair(row.predicted_host_peak_anon_bytes, row.host_peak_anon_bytes),
+        if row.predicted_mapped_peak_bytes > 0 {
+            human::bytes(row.mapped_peak_bytes)
+        } else {
+            "-".to_owned()
+        },
+        human::bytes(row.notebook_rss_bytes),
+        row.page_cache_after_bytes.map_or("unknown".to_owned(), human::bytes),
+        row.forward_s.map_or("-".to_owned(), human::seconds),
+    ]
+}
+
+/// Which strategy to use and why: of the leanest, the fastest; a mapping is named beside it, not against it, because its
+/// weights are not the caller's own.
+fn advice(outcomes: &[Outcome], checkpoint: &OpenCheckpoint) -> String {
+    let rows = || outcomes.iter().filter_map(|it| Some((it.strategy, it.result.as_ref().ok()?)));
+    let private = || rows().filter(|(strategy, _)| strategy.is_private());
+    let Some(least_bytes) = private().map(|(_, row)| row.host_peak_anon_bytes).min() else {
+        return match rows().next() {
+            Some((strategy, _)) => {
+                format!("`{strategy}` is for inference on the host; add `stream` for weights of your own")
+            }
+            None => "no strategy loaded the checkpoint".to_owned(),
+        };
+    };
+    // Within 5 % and 16 MiB all are as lean as can be measured.
+    let lean = private()
+        .filter(|(_, row)| row.host_peak_anon_bytes <= least_bytes + (least_bytes / 20).max(16 << 20));
+    let Some((best, row)) = lean.min_by(|(_, one), (_, other)| one.load_s.total_cmp(&other.load_s)) else {
+        return String::new();
+    };
+    let share = row.host_peak_anon_bytes as f64 / checkpoint.len_bytes().max(1) as f64;
+    let mut words = format!(
+        "use `{best}`: {} s, and a host peak of {} is {share:.2} times the checkpoint",
+        human::seconds(row.load_s),
+        human::bytes(row.host_peak_anon_bytes),
+    );
+    let slowest = private().max_by(|(_, one), (_, other)| one.load_s.total_cmp(&other.load_s));
+    if let Some((slowest, slow)) = slowest.filter(|(it, _)| *it != best) {
+        let times = slow.load_s / row.load_s;
+        let more = slow.host_peak_anon_bytes as f64 / row.host_peak_anon_bytes.max(1) as f64;
+        words += &format!(" (`{slowest}`: {times:.1} times the time, {more:.2} times the peak)");
+    }
+    if rows().any(|(strategy, _)| strategy == Strategy::Mmap) {
+        words += "; `mmap` if the weights are only read, on the host, and the file stays as it is";
+    }
+    words
+}

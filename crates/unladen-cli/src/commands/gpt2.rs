@@ -1,0 +1,73 @@
+//! `unladen gpt2`: save one, run one, let one write.
+
+use crate::{
+    args::{ForwardArgs, GenerateArgs, SaveArgs},
+    gpt2_file::{self, Kind},
+    human, out, watch,
+};
+use std::{path::Path, time::Instant};
+use unladen::{Loaded, PlanOptions, Result, RunOptions, Strategy, error::Fault, save as saving};
+
+pub(crate) fn save(args: &SaveArgs) -> Result<()> {
+    let format = saving::format_for_path(&args.output, args.to)?;
+    watch::with_bar("saving", || gpt2_file::save(&args.size, args.seed, &args.output, format, args.force))?;
+    let len_bytes = gpt2_file::len_bytes(&args.size);
+    out::words(&format!(
+        "{}: gpt2-{}, {}, {}",
+        args.output.display(),
+        args.size,
+        format.name(),
+        human::bytes(len_bytes)
+    ));
+    Ok(())
+}
+
+pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
+    let (loaded, kind) = load(&args.file, args.strategy, args.heads)?;
+    let began = Instant::now();
+    let logits = gpt2_file::forward(&loaded.state, &kind, &args.tokens)?;
+    let forward_s = began.elapsed().as_secs_f64();
+    let vocab_size = logits.len() / args.tokens.len();
+    if args.json {
+        let line = serde_json::json!({
+            "shape": [args.tokens.len(), vocab_size], "forward_s": forward_s, "logits": logits
+        });
+        out::result(&line.to_string());
+        return Ok(());
+    }
+    out::words(&format!("{} tokens in {} s", args.tokens.len(), human::seconds(forward_s)));
+    for (token, row) in args.tokens.iter().zip(logits.chunks(vocab_size)) {
+        let mut best: Vec<_> = row.iter().copied().enumerate().collect();
+        best.sort_by(|one, other| other.1.total_cmp(&one.1));
+        let best = best.iter().take(5).map(|(id, logit)| format!("{id} ({logit:.4})"));
+        out::result(&format!("after {token:>5}: {}", best.collect::<Vec<_>>().join(", ")));
+    }
+    Ok(())
+}
+
+pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
+    let (loaded, kind) = load(&args.file, args.strategy, args.heads)?;
+    let began = Instant::now();
+    let n_tokens = gpt2_file::generate(&loaded.state, &kind, &args.prompt, args.tokens, out::result_piece)?;
+    let generate_s = began.elapsed().as_secs_f64();
+    out::result("");
+    out::words(&format!("{n_tokens} tokens in {} s", human::seconds(generate_s)));
+    Ok(())
+}
+
+fn load(path: &Path, strategy: Strategy, heads: Option<usize>) -> Result<(Loaded<'static>, Kind)> {
+    let checkpoint = unladen::open(path)?;
+    checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
+    let kind = gpt2_file::recognise(&checkpoint, heads)?.ok_or_else(|| {
+        let found = format!("{} tensors of other names", checkpoint.tensors.len());
+        Fault::new("the tensors of a GPT-2, in the notebook's names or Hugging Face's", found)
+            .mismatch()
+            .in_file(path)
+    })?;
+    let began = Instant::now();
+    let plan = checkpoint.plan(PlanOptions::new(strategy))?;
+    let options = RunOptions { progress: Some(watch::progress()), ..RunOptions::default() };
+    let loaded = watch::with_bar("loading", || checkpoint.run(&plan, options))?;
+    out::words(&format!("loaded with `{strategy}` in {} s", human::seconds(began.elapsed().as_secs_f64())));
+    Ok((loaded, kind))
+}

@@ -1,0 +1,131 @@
+//! `unladen load`: one load, measured. `compare` runs it in a fresh process per strategy.
+
+use crate::{args::LoadArgs, gpt2_file, human, out, row::Row, watch};
+use std::{fs, path::Path, path::PathBuf, time::Instant};
+use unladen::{
+    Error, Loaded, OpenCheckpoint, PlanOptions, Result, RunOptions, Strategy, memory,
+    memory::{Method, Peaks},
+    verify,
+};
+
+pub(crate) fn run(args: &LoadArgs) -> Result<()> {
+    let path = &args.file;
+    let page_cache_before_bytes = cached_bytes(path);
+    let method = if args.strategy.maps_files() { Method::Sampled } else { Method::HighWater };
+    // A mapping is read when it is touched, so its pages are watched through the forward pass too.
+    let (result, through_forward) = memory::measure(Method::Sampled, || {
+        let (result, measured) = memory::measure(method, || load(path, args));
+        let (checkpoint, loaded, load_s, predicted) = result?;
+        let forward_s = match &args.logits_to {
+            Some(to) => forward(&checkpoint, &loaded, args.heads, to)?,
+            None => None,
+        };
+        Ok::<_, Error>((checkpoint, loaded, load_s, predicted, forward_s, measured))
+    });
+    let (checkpoint, loaded, load_s, predicted, forward_s, measured) = result?;
+    let mut row = Row {
+        strategy: args.strategy.to_string(),
+        load_s,
+        tensors: loaded.state.len(),
+        bytes: checkpoint.len_bytes(),
+        host_peak_anon_bytes: measured.peak_anon_bytes,
+        host_peak_rss_bytes: measured.peak_rss_bytes,
+        device_peak_bytes: loaded.peaks.device_bytes,
+        mapped_peak_bytes: if args.strategy.maps_files() { through_forward.peak_file_bytes } else { 0 },
+        predicted_host_peak_anon_bytes: 0,
+        predicted_host_peak_rss_bytes: 0,
+        predicted_device_peak_bytes: 0,
+        predicted_mapped_peak_bytes: 0,
+        measured_by: measured.method.name().to_owned(),
+        notebook_rss_bytes: measured.polled_rss_bytes,
+        cgroup_peak_bytes: memory::cgroup_peak_bytes(),
+        page_cache_before_bytes,
+        page_cache_after_bytes: cached_bytes(path),
+        digest: None,
+        forward_s,
+    };
+    row.set_predicted(predicted);
+    if args.digest {
+        row.digest = Some(watch::with_bar("hashing", || verify::digest_of(&loaded.state))?);
+    }
+    if args.json {
+        out::result(&serde_json::to_string(&row).expect("strings and numbers"));
+    } else {
+        print(&row, args.strategy);
+    }
+    checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
+    Ok(())
+}
+
+/// From the path to the weights, on the clock.
+fn load(path: &Path, args: &LoadArgs) -> Result<(OpenCheckpoint, Loaded<'static>, f64, Peaks)> {
+    let began = Instant::now();
+    let checkpoint = unladen::open(path)?;
+    let plan = checkpoint.plan(PlanOptions { device: args.device, ..PlanOptions::new(args.strategy) })?;
+    let initial_values = gpt2_file::initial_values(&checkpoint, args.strategy, args.heads);
+    let options = RunOptions {
+        progress: Some(watch::progress()),
+        initial_values: initial_values.as_deref(),
+        ..RunOptions::default()
+    };
+    let loaded = watch::with_bar(args.strategy.name(), || checkpoint.run(&plan, options))?;
+    drop(initial_values);
+    Ok((checkpoint, loaded, began.elapsed().as_secs_f64(), plan.predicted()))
+}
+
+/// The proof: seconds of the forward pass, its last logits in a file. `None` if this is no GPT-2.
+fn forward(
+    checkpoint: &OpenCheckpoint,
+    loaded: &Loaded<'_>,
+    heads: Option<usize>,
+    to: &Path,
+) -> Result<Option<f64>> {
+    let Some(kind) = gpt2_file::recognise(checkpoint, heads)? else { return Ok(None) };
+    let began = Instant::now();
+    let logits = gpt2_file::forward(&loaded.state, &kind, &gpt2_file::PROBE)?;
+    let forward_s = began.elapsed().as_secs_f64();
+    let bytes: Vec<u8> = logits.iter().flat_map(|it| it.to_le_bytes()).collect();
+    fs::write(to, bytes).map_err(|source| Error::io(to, "write the logits", source))?;
+    Ok(Some(forward_s))
+}
+
+/// What the page cache holds of a checkpoint, without opening it as one: reading headers would change the answer.
+pub(crate) fn cached_bytes(path: &Path) -> Option<u64> {
+    files_of(path)
+        .iter()
+        .map(|file| {
+            let open = fs::File::open(file).ok()?;
+            memory::cached_bytes(&open, open.metadata().ok()?.len())
+        })
+        .sum()
+}
+
+/// The file itself, or every file of a folder.
+pub(crate) fn files_of(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(path) else { return vec![path.to_owned()] };
+    entries.filter_map(|it| it.ok().map(|it| it.path())).filter(|it| it.is_file()).collect()
+}
+
+fn print(row: &Row, strategy: Strategy) {
+    let gb_per_s = row.bytes as f64 / row.load_s / 1e9;
+    let untouched =
+        if strategy.is_private() { "" } else { " (mapped: bytes are read when they are touched)" };
+    out::result(&format!(
+        "{} tensors, {}, in {} s, {gb_per_s:.2} GB/s{untouched}",
+        row.tensors,
+        human::bytes(row.bytes),
+        human::seconds(row.load_s)
+    ));
+    let line = |what: &str, measured: u64, predicted: u64, how: &str| {
+        out::result(&format!(
+            "{what:<12} {:>9}   predicted {:>9}   {how}",
+            human::bytes(measured),
+            human::bytes(predicted)
+        ));
+    };
+    line("device peak", row.device_peak_bytes, row.predicted_device_peak_bytes, "by the ledger");
+    line("host peak", row.host_peak_anon_bytes, row.predicted_host_peak_anon_bytes, &row.measured_by);
+    if let Some(digest) = &row.digest {
+        out::result(&format!("digest       {digest}"));
+    }
+}

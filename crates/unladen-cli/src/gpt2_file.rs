@@ -1,0 +1,158 @@
+//! GPT-2 as a file: is this checkpoint one, what does it say, write a new one.
+
+use crate::watch;
+use std::{collections::HashMap, fs, path::Path};
+use unladen::{
+    Error, Format, OpenCheckpoint, Result, StateDict, Strategy,
+    checkpoint::Warning,
+    error::Fault,
+    save::{self, Entry, Output},
+};
+use unladen_gpt2::{
+    Config, Gpt2, Naming,
+    init::{self, Planned},
+    text,
+};
+
+/// Tokens of the forward pass that proves a load.
+pub(crate) const PROBE: [u32; 3] = [1, 2, 3];
+
+/// How far logits may lie apart, as max |difference| / max |reference|.
+pub(crate) const MAX_DISTANCE: f32 = 1e-4;
+
+/// Which GPT-2 a checkpoint is.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    config: Config,
+    naming: Naming,
+}
+
+/// Which GPT-2 this is; `None`: something else. `heads` is the user's word, else `config.json` beside it is asked.
+pub(crate) fn recognise(checkpoint: &OpenCheckpoint, heads: Option<usize>) -> Result<Option<Kind>> {
+    let tensors =
+        || checkpoint.tensors.iter().map(|it| (it.name.as_str(), it.layout.dtype(), it.layout.shape()));
+    let heads = match heads {
+        Some(heads) => Some(heads),
+        None => heads_beside(checkpoint)?,
+    };
+    let kind = unladen_gpt2::recognise(tensors(), heads).map_err(|error| error.in_file(&checkpoint.path))?;
+    Ok(kind.map(|(config, naming)| Kind { config, naming }))
+}
+
+fn heads_beside(checkpoint: &OpenCheckpoint) -> Result<Option<usize>> {
+    let folder =
+        if checkpoint.path.is_dir() { Some(checkpoint.path.as_path()) } else { checkpoint.path.parent() };
+    let Some(path) = folder.map(|it| it.join("config.json")) else { return Ok(None) };
+    match fs::read_to_string(&path) {
+        // Somebody else's config.json is no reason not to load.
+        Ok(text) => unladen_gpt2::n_heads_from_config_json(&text).map_err(|error| error.in_file(&path)),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The random values that strategies with a model give it before they load over them. `None`: zeros will do.
+pub(crate) fn initial_values(
+    checkpoint: &OpenCheckpoint,
+    strategy: Strategy,
+    heads: Option<usize>,
+) -> Option<Box<dyn Fn(&str, &mut [u8]) + Sync>> {
+    if !matches!(strategy, Strategy::Naive | Strategy::Sequential) {
+        return None;
+    }
+    let Kind { config, naming } = recognise(checkpoint, heads).ok()??;
+    let tensors = (naming == Naming::Notebook).then(|| init::tensors(&config).ok())??;
+    let tensors: HashMap<_, _> = tensors.into_iter().map(|it| (it.name.clone(), it)).collect();
+    Some(Box::new(move |name, bytes| match tensors.get(name) {
+        Some(tensor) => tensor.fill_bytes(0, 0, bytes),
+        None => bytes.fill(0),
+    }))
+}
+
+/// The logits of every token, (tokens, vocabulary) row by row.
+pub(crate) fn forward(state: &StateDict<'_>, kind: &Kind, tokens: &[u32]) -> Result<Vec<f32>> {
+    Gpt2::new(state, kind.config, kind.naming)?.forward(tokens)
+}
+
+/// Passes the prompt and its greedy continuation to `show`, piece by piece; returns how many tokens were added.
+pub(crate) fn generate(
+    state: &StateDict<'_>,
+    kind: &Kind,
+    prompt: &str,
+    n_new: usize,
+    mut show: impl FnMut(&str),
+) -> Result<usize> {
+    let mut tokens = text::encode(prompt)?;
+    let n_prompt = tokens.len();
+    let model = Gpt2::new(state, kind.config, kind.naming)?;
+    let mut n_shown_bytes = 0;
+    for token in model.generate(&tokens.clone(), n_new, Some(text::END_OF_TEXT))? {
+        tokens.push(token);
+        let text = text::decode(&tokens)?;
+        // A character may take several tokens: what is not whole yet waits.
+        let whole = text.trim_end_matches('\u{fffd}');
+        show(whole.get(n_shown_bytes..).unwrap_or_default());
+        n_shown_bytes = n_shown_bytes.max(whole.len());
+    }
+    show(text::decode(&tokens)?.get(n_shown_bytes..).unwrap_or_default());
+    Ok(tokens.len() - n_prompt)
+}
+
+/// max |difference| / max |reference|; infinite if the lengths differ or a number is none.
+pub(crate) fn distance(reference: &[f32], other: &[f32]) -> f32 {
+    if reference.len() != other.len() || reference.iter().chain(other).any(|it| !it.is_finite()) {
+        return f32::INFINITY;
+    }
+    let largest = reference.iter().fold(0f32, |max, it| max.max(it.abs()));
+    let difference = reference.iter().zip(other).fold(0f32, |max, (one, other)| max.max((one - other).abs()));
+    if difference == 0.0 { 0.0 } else { difference / largest }
+}
+
+/// Bytes of a named size, as it is saved.
+pub(crate) fn len_bytes(size: &str) -> u64 {
+    planned(size).map_or(0, |tensors| tensors.iter().map(Planned::len_bytes).sum())
+}
+
+/// Saves a randomly initialised GPT-2, making its values on the way.
+pub(crate) fn save(
+    size: &str,
+    seed: u64,
+    path: &Path,
+    format: Format,
+    overwrite: bool,
+) -> Result<Vec<Warning>> {
+    let tensors = planned(size)?;
+    let entries: Vec<_> = tensors
+        .iter()
+        .enumerate()
+        .map(|(data, tensor)| Entry {
+            name: tensor.name.clone(),
+            dtype: Planned::DTYPE,
+            shape: tensor.shape.clone(),
+            data,
+        })
+        .collect();
+    let mut elements = vec![0u8; 4 << 20];
+    let elem_bytes = Planned::DTYPE.size_bytes();
+    let mut read = |data: usize, sink: &mut save::Sink<'_>| {
+        let tensor: &Planned = &tensors[data];
+        let mut start_byte = 0;
+        while start_byte < tensor.len_bytes() {
+            let n_bytes = (tensor.len_bytes() - start_byte).min(elements.len() as u64);
+            let piece = &mut elements[..n_bytes as usize];
+            tensor.fill_bytes(seed, start_byte / elem_bytes, piece);
+            sink(piece)?;
+            start_byte += n_bytes;
+        }
+        Ok(())
+    };
+    let output = Output { path, format, overwrite, inputs: &[] };
+    save::write(&output, &entries, &mut read, watch::progress())
+}
+
+fn planned(size: &str) -> Result<Vec<Planned>> {
+    let config = Config::named(size).ok_or_else(|| {
+        let known: Vec<_> = Config::names().collect();
+        Fault::new(format!("a size of GPT-2 ({})", known.join(", ")), size).mismatch()
+    })?;
+    init::tensors(&config)
+}

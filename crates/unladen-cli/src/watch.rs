@@ -1,0 +1,71 @@
+//! Watches work: a progress bar on a terminal for whatever takes over a second, and a clean stop on Ctrl-C.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::{
+    io::IsTerminal,
+    sync::{
+        LazyLock,
+        mpsc::{self, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+use unladen::Progress;
+
+/// The work of this process. One at a time, and whatever runs when Ctrl-C comes is cancelled.
+static PROGRESS: LazyLock<Progress> = LazyLock::new(Progress::default);
+
+/// The progress to hand to whatever works.
+pub(crate) fn progress() -> &'static Progress {
+    &PROGRESS
+}
+
+/// Ctrl-C asks the work to stop, and to take its temporary files along; a second one stops at once.
+pub(crate) fn cancel_on_interrupt() {
+    let mut n_interrupts = 0;
+    // Without a handler Ctrl-C still ends the program, only less tidily: no reason to refuse to work.
+    let _ = ctrlc::set_handler(move || {
+        n_interrupts += 1;
+        if n_interrupts > 1 {
+            std::process::exit(130);
+        }
+        PROGRESS.cancel();
+    });
+}
+
+/// Runs `work`, with a bar on stderr once it has taken a second and if somebody is looking.
+pub(crate) fn with_bar<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
+    if !std::io::stderr().is_terminal() {
+        return work();
+    }
+    let (start_bytes, _) = PROGRESS.get();
+    let (stop, stopped) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || draw(what, start_bytes, &stopped));
+        let result = work();
+        drop(stop);
+        result
+    })
+}
+
+fn draw(what: &'static str, start_bytes: u64, stopped: &mpsc::Receiver<()>) {
+    let began = Instant::now();
+    let mut bar: Option<ProgressBar> = None;
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(Duration::from_millis(100)) {
+        let (done_bytes, total_bytes) = PROGRESS.get();
+        if bar.is_none() && began.elapsed() >= Duration::from_secs(1) {
+            let new = ProgressBar::new(total_bytes.saturating_sub(start_bytes)).with_message(what);
+            let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+            new.set_style(
+                ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
+            bar = Some(new);
+        }
+        if let Some(bar) = &bar {
+            bar.set_length(total_bytes.saturating_sub(start_bytes));
+            bar.set_position(done_bytes.saturating_sub(start_bytes));
+        }
+    }
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+}
