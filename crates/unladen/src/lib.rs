@@ -5,6 +5,7 @@ pub mod destination;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod format;
 pub mod memory;
 pub mod progress;
 pub mod source;
