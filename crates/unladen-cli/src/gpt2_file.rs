@@ -3,7 +3,7 @@
 use crate::watch;
 use std::{collections::HashMap, fs, path::Path};
 use unladen::{
-    Error, Format, OpenCheckpoint, Result, StateDict, Strategy,
+    Format, OpenCheckpoint, Result, StateDict, Strategy,
     checkpoint::Warning,
     error::Fault,
     save::{self, Entry, Output},

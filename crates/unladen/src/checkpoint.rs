@@ -55,6 +55,15 @@ pub enum Warning {
     },
     /// The tensor has a shape and no data.
     MetaTensor(String),
+    /// Two tensors have one name; the second is listed under another.
+    SameName {
+        /// The name of both.
+        name: String,
+        /// The second one's name here.
+        listed_as: String,
+        /// Where the second one stands in the file, as Python writes it: `['a'][0]`.
+        place: String,
+    },
     /// Something of the file is left out, with what and why.
     LeftOut(String),
     /// A format without ties holds the bytes of tied tensors once per name.
@@ -81,6 +90,10 @@ impl fmt::Display for Warning {
             }
             Warning::MetaTensor(name) => {
                 write!(f, "tensor `{}` is on the meta device and has no data", name.escape_debug())
+            }
+            Warning::SameName { name, listed_as, place } => {
+                let [name, listed_as, place] = [name, listed_as, place].map(|it| it.escape_debug());
+                write!(f, "two tensors are named `{name}`, the one at {place} is listed as `{listed_as}`")
             }
             Warning::LeftOut(what) => write!(f, "left out: {}", what.escape_debug()),
             Warning::TiesWrittenOut { n_tensors, len_bytes } => {

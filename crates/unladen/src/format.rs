@@ -1,3 +1,57 @@
-//! From headers to checkpoints.
+//! Headers become a [`Checkpoint`]: what kind of file it is, which tensors it holds and where their bytes are.
+//! Reads no tensor data and runs nothing that a file says.
 
+mod folder;
 pub mod names;
+mod pickle;
+mod pth;
+mod rebuild;
+mod safetensors;
+mod sniff;
+mod tree;
+mod zip;
+
+use crate::{
+    checkpoint::Checkpoint,
+    error::{Error, Result},
+    source::{FileSet, FileSource, ReadAt},
+    stamp::FileStamp,
+};
+use sniff::Container;
+use std::path::Path;
+
+/// Reads the headers of a file or a folder, told by its content.
+///
+/// A folder holds one `.pt` or `.pth` file per tensor, named after it (see [`names`]), or is one of Hugging Face with a
+/// single `model.safetensors` or `pytorch_model.bin`. Fails with [`Error::Io`] if the system does, with
+/// [`Error::Corrupt`] if a file contradicts itself, with [`Error::Unsupported`] for what is known and not read.
+pub fn open(path: &Path) -> Result<(Checkpoint, FileSet)> {
+    let meta = std::fs::metadata(path).map_err(|error| Error::io(path, "open the file", error))?;
+    if meta.is_dir() { folder::open(path) } else { open_file(path) }
+}
+
+fn open_file(path: &Path) -> Result<(Checkpoint, FileSet)> {
+    let source = FileSource::open(path)?;
+    let checkpoint = parse(&source, source.stamp().clone())?;
+    let mut files = FileSet::default();
+    files.push(source);
+    Ok((checkpoint, files))
+}
+
+/// Reads the headers of one file from any source. `stamp` says which file that is; its path goes into messages.
+///
+/// Fails as [`open`] does. What it returns has passed [`Checkpoint::validate`].
+pub fn parse(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint> {
+    let path = stamp.path.clone();
+    parse_any(source, stamp).map_err(|error| error.in_file(&path))
+}
+
+fn parse_any(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint> {
+    let head = source.read_range(0..source.len_bytes().min(sniff::HEAD_BYTES))?;
+    let checkpoint = match sniff::sniff(&head, safetensors::MAX_HEADER_BYTES)? {
+        Container::Zip => pth::parse(source, stamp)?,
+        Container::Safetensors => safetensors::parse(source, stamp)?,
+    };
+    checkpoint.validate()?;
+    Ok(checkpoint)
+}

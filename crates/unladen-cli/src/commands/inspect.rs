@@ -4,7 +4,7 @@ use crate::{args::InspectArgs, human, out, watch};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use std::time::Instant;
-use unladen::{OpenCheckpoint, Result, verify};
+use unladen::{OpenCheckpoint, Result, contents, verify};
 
 #[derive(Serialize)]
 struct Listing<'a> {
@@ -30,8 +30,9 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let open_s = began.elapsed().as_secs_f64();
     let mut hashes = vec![None; checkpoint.tensors.len()];
     if args.hash.is_some() {
+        let files = contents::files_of(checkpoint.files());
         let hashed = watch::with_bar("hashing", || {
-            verify::hash_tensors(&checkpoint, checkpoint.files(), watch::progress())
+            verify::hash_tensors(&checkpoint, &files, watch::progress())
         })?;
         for (id, hash) in hashed {
             hashes[id.0 as usize] = Some(hash);
@@ -56,7 +57,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
 
 fn print(checkpoint: &OpenCheckpoint, listing: &Listing<'_>) {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(["tensor", "dtype", "shape", "stride", "size", "sha256"]);
+    table.load_style(presets::NOTHING).set_header(["tensor", "dtype", "shape", "stride", "size", "sha256"]);
     for (listed, tensor) in listing.tensors.iter().zip(&checkpoint.tensors) {
         // Strides that follow from the shape are no news.
         let stride =

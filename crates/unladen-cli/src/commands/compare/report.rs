@@ -37,7 +37,7 @@ const HEADER: &[&str] = &[
 
 fn table(outcomes: &[Outcome]) {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(HEADER.iter().copied());
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(HEADER.iter().copied());
     for outcome in outcomes {
         match &outcome.result {
             Ok(row) => table.add_row(cells(row, outcome.strategy)),
@@ -48,9 +48,8 @@ fn table(outcomes: &[Outcome]) {
     }
     for index in 1..HEADER.len() {
         if let Some(column) = table.column_mut(index) {
-            column
-                .set_cell_alignment(CellAlignment::Right)
-                .set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(8)));
+            column.set_cell_alignment(CellAlignment::Right);
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(8)));
         }
     }
     out::result(&table.trim_fmt());

@@ -1,0 +1,573 @@
+//! A pickle machine that builds data and nothing else: globals stay names, calls stay wishes, the memo holds references.
+
+mod arena;
+mod symbol;
+
+pub(super) use arena::{Arena, Run, Value};
+pub(super) use symbol::Meaning;
+
+use crate::error::{Error, Fault, Result};
+use arena::{Call, Dict, Text};
+use std::collections::HashMap;
+use symbol::Symbol;
+
+/// The longest pickle that is read; gpt2-xl's has 100 KB.
+pub(super) const MAX_PICKLE_BYTES: u64 = 256 << 20;
+/// Containers and calls in a pickle.
+const MAX_OBJECTS: usize = 20_000_000;
+/// Values that wait for what takes them; Python writes at most 1,000 items at a time, but tuples whole.
+const MAX_STACK: usize = 8_000_000;
+/// The newest protocol.
+const MAX_PROTOCOL: u8 = 5;
+
+/// A pickle that was read to its end.
+#[derive(Debug)]
+pub(super) struct Pickle<'a> {
+    pub(super) arena: Arena<'a>,
+    /// What it stands for.
+    pub(super) root: Value,
+    /// Bytes behind its end.
+    pub(super) trailing_bytes: u64,
+}
+
+/// Reads a pickle; `start_byte` is its place in the file, for messages.
+///
+/// Fails on whatever Python would fail on, on persistent ids that are no tuples, and on opcodes that only code needs.
+pub(super) fn read(bytes: &[u8], start_byte: u64) -> Result<Pickle<'_>> {
+    if bytes.len() as u64 > MAX_PICKLE_BYTES {
+        let found = format!("{} bytes", bytes.len());
+        return Err(Fault::new(format!("a pickle of at most {MAX_PICKLE_BYTES} bytes"), found).unsupported());
+    }
+    let arena = Arena {
+        bytes,
+        symbols: Vec::new(),
+        pool: Vec::new(),
+        lists: Vec::new(),
+        dicts: Vec::new(),
+        calls: Vec::new(),
+        persistent: Vec::new(),
+    };
+    let mut machine = Machine {
+        arena,
+        start_byte,
+        at: 0,
+        opcode_at: 0,
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: Memo::default(),
+        known_symbols: HashMap::new(),
+    };
+    let root = machine.run()?;
+    let trailing_bytes = (bytes.len() - machine.at) as u64;
+    Ok(Pickle { arena: machine.arena, root, trailing_bytes })
+}
+
+struct Machine<'a> {
+    arena: Arena<'a>,
+    start_byte: u64,
+    /// The next byte.
+    at: usize,
+    /// The opcode that is being carried out.
+    opcode_at: usize,
+    stack: Vec<Value>,
+    /// Heights of the stack.
+    marks: Vec<usize>,
+    memo: Memo,
+    known_symbols: HashMap<(&'a [u8], &'a [u8]), u32>,
+}
+
+/// Values by number. Writers count up from 0; whatever else a file does costs no more than its own bytes.
+#[derive(Default)]
+struct Memo {
+    dense: Vec<Value>,
+    sparse: HashMap<u32, Value>,
+}
+
+impl Memo {
+    fn put(&mut self, number: u32, value: Value) {
+        let n_dense = self.dense.len();
+        if let Some(place) = self.dense.get_mut(number as usize) {
+            *place = value;
+        } else if number as usize == n_dense && !self.sparse.contains_key(&number) {
+            self.dense.push(value);
+        } else {
+            self.sparse.insert(number, value);
+        }
+    }
+
+    fn get(&self, number: u32) -> Option<Value> {
+        self.dense.get(number as usize).or_else(|| self.sparse.get(&number)).copied()
+    }
+
+    fn len(&self) -> usize {
+        self.dense.len() + self.sparse.len()
+    }
+}
+
+impl<'a> Machine<'a> {
+    fn run(&mut self) -> Result<Value> {
+        loop {
+            self.opcode_at = self.at;
+            let [opcode] = self.take::<1>()?;
+            match opcode {
+                b'.' => return self.pop(),
+                0x80 => {
+                    let [protocol] = self.take::<1>()?;
+                    if protocol > MAX_PROTOCOL {
+                        let found = format!("protocol {protocol}");
+                        return Err(self.fault("a pickle protocol of 2 to 5", found).unsupported());
+                    }
+                }
+                // FRAME: the length is advice, but must not lie.
+                0x95 => {
+                    let claimed_bytes = u64::from_le_bytes(self.take()?);
+                    if claimed_bytes > (self.arena.bytes.len() - self.at) as u64 {
+                        return Err(self.cut_short(claimed_bytes));
+                    }
+                }
+                b'(' => self.marks.push(self.stack.len()),
+                b'0' => {
+                    if self.marks.last() == Some(&self.stack.len()) {
+                        self.marks.pop();
+                    } else {
+                        self.pop()?;
+                    }
+                }
+                b'1' => {
+                    let mark = self.mark()?;
+                    self.stack.truncate(mark);
+                }
+                b'2' => {
+                    let top = self.top()?;
+                    self.push(top)?;
+                }
+                // Values
+                b'N' => self.push(Value::None)?,
+                0x88 => self.push(Value::Bool(true))?,
+                0x89 => self.push(Value::Bool(false))?,
+                b'J' => {
+                    let number = i32::from_le_bytes(self.take()?);
+                    self.push(Value::Int(number.into()))?;
+                }
+                b'K' => {
+                    let [number] = self.take::<1>()?;
+                    self.push(Value::Int(number.into()))?;
+                }
+                b'M' => {
+                    let number = u16::from_le_bytes(self.take()?);
+                    self.push(Value::Int(number.into()))?;
+                }
+                0x8a => {
+                    let [len] = self.take::<1>()?;
+                    self.long(len.into())?;
+                }
+                0x8b => {
+                    let len = u32::from_le_bytes(self.take()?);
+                    self.long(len.into())?;
+                }
+                b'G' => {
+                    let number = f64::from_be_bytes(self.take()?);
+                    self.push(Value::Float(number))?;
+                }
+                b'X' | b'T' | b'B' => {
+                    let len = u32::from_le_bytes(self.take()?);
+                    self.text(opcode == b'X', len.into())?;
+                }
+                0x8c | b'U' | b'C' => {
+                    let [len] = self.take::<1>()?;
+                    self.text(opcode == 0x8c, len.into())?;
+                }
+                0x8d | 0x8e | 0x96 => {
+                    let len = u64::from_le_bytes(self.take()?);
+                    self.text(opcode == 0x8d, len)?;
+                }
+                // Tuples
+                b')' => self.push(Value::Tuple(Run { start: 0, len: 0 }))?,
+                b't' => {
+                    let mark = self.mark()?;
+                    self.tuple(mark)?;
+                }
+                0x85..=0x87 => {
+                    let len = usize::from(opcode - 0x84);
+                    let bottom = self.marks.last().copied().unwrap_or(0);
+                    let first = self.stack.len().checked_sub(len).filter(|&it| it >= bottom);
+                    let first = first.ok_or_else(|| self.underflow())?;
+                    self.tuple(first)?;
+                }
+                // Lists and sets
+                b']' | 0x8f => {
+                    let list = self.new_list(Vec::new())?;
+                    self.push(list)?;
+                }
+                b'l' | 0x91 => {
+                    let mark = self.mark()?;
+                    let items = self.stack[mark..].to_vec();
+                    self.stack.truncate(mark);
+                    let list = self.new_list(items)?;
+                    self.push(list)?;
+                }
+                b'a' => {
+                    let item = self.pop()?;
+                    let target = self.top()?;
+                    self.list_of(target)?.push(item);
+                }
+                b'e' | 0x90 => {
+                    let mark = self.mark()?;
+                    let items = self.stack[mark..].to_vec();
+                    self.stack.truncate(mark);
+                    let target = self.top()?;
+                    self.list_of(target)?.extend_from_slice(&items);
+                }
+                // Dictionaries
+                b'}' => {
+                    let dict = self.new_dict(Vec::new())?;
+                    self.push(dict)?;
+                }
+                b'd' => {
+                    let mark = self.mark()?;
+                    let items = self.pairs(mark)?;
+                    let dict = self.new_dict(items)?;
+                    self.push(dict)?;
+                }
+                b's' => {
+                    let (item, key) = (self.pop()?, self.pop()?);
+                    let target = self.top()?;
+                    self.dict_of(target)?.push((key, item));
+                }
+                b'u' => {
+                    let mark = self.mark()?;
+                    let items = self.pairs(mark)?;
+                    let target = self.top()?;
+                    self.dict_of(target)?.extend_from_slice(&items);
+                }
+                // The memo
+                b'q' => {
+                    let [number] = self.take::<1>()?;
+                    self.memo.put(number.into(), self.top()?);
+                }
+                b'r' => {
+                    let number = u32::from_le_bytes(self.take()?);
+                    self.memo.put(number, self.top()?);
+                }
+                0x94 => self.memo.put(self.memo.len() as u32, self.top()?),
+                b'h' => {
+                    let [number] = self.take::<1>()?;
+                    self.recall(number.into())?;
+                }
+                b'j' => {
+                    let number = u32::from_le_bytes(self.take()?);
+                    self.recall(number)?;
+                }
+                // Symbols and calls
+                b'c' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    self.symbol(module, name)?;
+                }
+                0x93 => match (self.pop()?, self.pop()?) {
+                    (Value::Str(name), Value::Str(module)) => {
+                        let (module, name) = (self.arena.bytes(module), self.arena.bytes(name));
+                        self.symbol(module, name)?;
+                    }
+                    other => return Err(self.fault("the name of a global", format!("{other:?}")).corrupt()),
+                },
+                b'R' | 0x81 => {
+                    let (args, function) = (self.pop()?, self.pop()?);
+                    let result = self.call(function, args)?;
+                    self.push(result)?;
+                }
+                0x92 => {
+                    let (named, args, function) = (self.pop()?, self.pop()?, self.pop()?);
+                    let result = self.call(function, args)?;
+                    // Arguments by name are kept where a state would be.
+                    if let (Value::Call(call), Value::Dict(_)) = (result, named) {
+                        self.arena.calls[call as usize].state = named;
+                    }
+                    self.push(result)?;
+                }
+                b'b' => {
+                    let state = self.pop()?;
+                    let target = self.top()?;
+                    self.build(target, state)?;
+                }
+                b'Q' => {
+                    let id = self.pop()?;
+                    if !matches!(id, Value::Tuple(_)) {
+                        return Err(self.fault("a persistent id that is a tuple", format!("{id:?}")).corrupt());
+                    }
+                    let storage = Value::Storage(self.arena.persistent.len() as u32);
+                    self.arena.persistent.push(id);
+                    self.check_objects()?;
+                    self.push(storage)?;
+                }
+                opcode => return Err(self.refuse(opcode)),
+            }
+        }
+    }
+
+    fn fault(&self, expected: impl Into<String>, found: impl Into<String>) -> Fault {
+        Fault::new(expected, found).at(self.start_byte + self.opcode_at as u64)
+    }
+
+    #[cold]
+    fn underflow(&self) -> Error {
+        self.fault("a value on the pickle's stack", "none").corrupt()
+    }
+
+    #[cold]
+    fn cut_short(&self, claimed_bytes: u64) -> Error {
+        let found = format!("{} until its end", self.arena.bytes.len() - self.at);
+        self.fault(format!("{claimed_bytes} more bytes of the pickle"), found).corrupt()
+    }
+
+    #[cold]
+    fn refuse(&self, opcode: u8) -> Error {
+        let what = match opcode {
+            b'I' | b'L' | b'F' | b'S' | b'V' | b'p' | b'g' | b'P' => {
+                let found = format!("pickle protocol 0/1 (opcode {:?})", char::from(opcode));
+                return self.fault("a pickle of protocol 2 to 5", found).unsupported();
+            }
+            0x82..=0x84 => "an extension code (EXT)",
+            b'i' => "an instance of a class (INST)",
+            b'o' => "an instance of a class (OBJ)",
+            0x97 | 0x98 => "a buffer outside the pickle",
+            _ => {
+                return self.fault("a pickle opcode", format!("byte {opcode:#04x}")).corrupt();
+            }
+        };
+        self.fault("opcodes that torch.save writes", what).unsupported()
+    }
+
+    /// The next bytes.
+    fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
+        match self.arena.bytes[self.at..].first_chunk::<N>() {
+            Some(bytes) => {
+                self.at += N;
+                Ok(*bytes)
+            }
+            None => Err(self.cut_short(N as u64)),
+        }
+    }
+
+    fn place(&mut self, len: u64) -> Result<Text> {
+        if len > (self.arena.bytes.len() - self.at) as u64 {
+            return Err(self.cut_short(len));
+        }
+        // Both fit, as the pickle's length does.
+        let text = Text { start: self.at as u32, len: len as u32 };
+        self.at += len as usize;
+        Ok(text)
+    }
+
+    fn text(&mut self, is_str: bool, len: u64) -> Result<()> {
+        let text = self.place(len)?;
+        self.push(if is_str { Value::Str(text) } else { Value::Bytes(text) })
+    }
+
+    /// A signed little-endian integer of any length.
+    fn long(&mut self, len: u64) -> Result<()> {
+        let text = self.place(len)?;
+        let bytes = self.arena.bytes(text);
+        let fill = if bytes.last().is_some_and(|it| it & 0x80 != 0) { 0xFF } else { 0 };
+        let mut low = [fill; 8];
+        let (used, rest) = bytes.split_at(bytes.len().min(8));
+        low[..used.len()].copy_from_slice(used);
+        let number = i64::from_le_bytes(low);
+        let fits = rest.iter().all(|&it| it == fill) && (number < 0) == (fill == 0xFF);
+        self.push(if fits { Value::Int(number) } else { Value::Long(text) })
+    }
+
+    fn line(&mut self) -> Result<&'a [u8]> {
+        let rest = &self.arena.bytes[self.at..];
+        let Some(len) = rest.iter().position(|&it| it == b'\n') else {
+            return Err(self.fault("a line of text in the pickle", "its end").corrupt());
+        };
+        self.at += len + 1;
+        Ok(&rest[..len])
+    }
+
+    fn push(&mut self, value: Value) -> Result<()> {
+        if self.stack.len() >= MAX_STACK {
+            let found = "a pickle that needs more".to_owned();
+            return Err(self.fault(format!("at most {MAX_STACK} waiting values"), found).unsupported());
+        }
+        self.stack.push(value);
+        Ok(())
+    }
+
+    /// The top value above the last mark.
+    fn top(&self) -> Result<Value> {
+        let bottom = self.marks.last().copied().unwrap_or(0);
+        self.stack[bottom..].last().copied().ok_or_else(|| self.underflow())
+    }
+
+    fn pop(&mut self) -> Result<Value> {
+        let top = self.top()?;
+        self.stack.pop();
+        Ok(top)
+    }
+
+    /// The stack's height at the last mark, which is taken away. No value below it can have gone.
+    fn mark(&mut self) -> Result<usize> {
+        self.marks.pop().ok_or_else(|| self.fault("a mark on the pickle's stack", "none").corrupt())
+    }
+
+    fn recall(&mut self, number: u32) -> Result<()> {
+        let Some(value) = self.memo.get(number) else {
+            return Err(self.fault(format!("number {number} in the pickle's memo"), "nothing").corrupt());
+        };
+        self.push(value)
+    }
+
+    /// Counts what takes memory beyond the stack.
+    fn check_objects(&self) -> Result<()> {
+        let arena = &self.arena;
+        let n_objects = arena.lists.len() + arena.dicts.len() + arena.calls.len() + arena.persistent.len();
+        if n_objects > MAX_OBJECTS || arena.symbols.len() > MAX_OBJECTS {
+            return Err(self.fault(format!("at most {MAX_OBJECTS} objects"), "more of them").unsupported());
+        }
+        Ok(())
+    }
+
+    fn tuple(&mut self, first: usize) -> Result<()> {
+        let start = self.arena.pool.len() as u32;
+        self.arena.pool.extend_from_slice(&self.stack[first..]);
+        let run = Run { start, len: (self.stack.len() - first) as u32 };
+        self.stack.truncate(first);
+        self.push(Value::Tuple(run))
+    }
+
+    fn new_list(&mut self, items: Vec<Value>) -> Result<Value> {
+        self.arena.lists.push(items);
+        self.check_objects()?;
+        Ok(Value::List(self.arena.lists.len() as u32 - 1))
+    }
+
+    fn new_dict(&mut self, items: Vec<(Value, Value)>) -> Result<Value> {
+        self.arena.dicts.push(Dict { items, state: Value::None });
+        self.check_objects()?;
+        Ok(Value::Dict(self.arena.dicts.len() as u32 - 1))
+    }
+
+    fn pairs(&mut self, mark: usize) -> Result<Vec<(Value, Value)>> {
+        let (pairs, odd) = self.stack[mark..].as_chunks::<2>();
+        if !odd.is_empty() {
+            return Err(self.fault("keys with values", "a key without").corrupt());
+        }
+        let pairs = pairs.iter().map(|&[key, value]| (key, value)).collect();
+        self.stack.truncate(mark);
+        Ok(pairs)
+    }
+
+    /// The items of what APPEND may change.
+    fn list_of(&mut self, target: Value) -> Result<&mut Vec<Value>> {
+        let list = match target {
+            Value::List(list) => list,
+            Value::Call(call) => match self.items_of(call, |machine| machine.new_list(Vec::new()))? {
+                Value::List(list) => list,
+                _ => return Err(self.fault("an object that is a list", "one that is a dictionary").corrupt()),
+            },
+            other => return Err(self.fault("a list to append to", format!("{other:?}")).corrupt()),
+        };
+        Ok(&mut self.arena.lists[list as usize])
+    }
+
+    /// The items of what SETITEM may change.
+    fn dict_of(&mut self, target: Value) -> Result<&mut Vec<(Value, Value)>> {
+        let dict = match target {
+            Value::Dict(dict) => dict,
+            Value::Call(call) => match self.items_of(call, |machine| machine.new_dict(Vec::new()))? {
+                Value::Dict(dict) => dict,
+                _ => return Err(self.fault("an object that is a dictionary", "one that is a list").corrupt()),
+            },
+            other => return Err(self.fault("a dictionary to set items of", format!("{other:?}")).corrupt()),
+        };
+        Ok(&mut self.arena.dicts[dict as usize].items)
+    }
+
+    /// The items of an object of unknown class, made at first use.
+    fn items_of(&mut self, call: u32, make: impl FnOnce(&mut Self) -> Result<Value>) -> Result<Value> {
+        let Call { function, items, .. } = self.arena.calls[call as usize];
+        if self.arena.meaning(function).is_tensor() {
+            return Err(self.fault("a list or a dictionary", "a tensor to set items of").corrupt());
+        }
+        if items != Value::None {
+            return Ok(items);
+        }
+        let items = make(self)?;
+        self.arena.calls[call as usize].items = items;
+        Ok(items)
+    }
+
+    fn symbol(&mut self, module: &'a [u8], name: &'a [u8]) -> Result<()> {
+        let symbols = &mut self.arena.symbols;
+        let number = *self.known_symbols.entry((module, name)).or_insert_with(|| {
+            symbols.push(Symbol { module, name, meaning: symbol::meaning(module, name) });
+            symbols.len() as u32 - 1
+        });
+        self.check_objects()?;
+        self.push(Value::Symbol(number))
+    }
+
+    /// Records a call; plain containers become what they are at once.
+    fn call(&mut self, function: Value, args: Value) -> Result<Value> {
+        let Value::Tuple(args) = args else {
+            return Err(self.fault("a tuple of arguments", format!("{args:?}")).corrupt());
+        };
+        if !matches!(function, Value::Symbol(_) | Value::Call(_)) {
+            return Err(self.fault("a function to call", format!("{function:?}")).corrupt());
+        }
+        match (self.arena.meaning(function), self.arena.run(args)) {
+            (Meaning::Dict, []) => return self.new_dict(Vec::new()),
+            (Meaning::Dict, &[Value::Dict(dict)]) => return Ok(Value::Dict(dict)),
+            (Meaning::Dict, &[items @ (Value::List(_) | Value::Tuple(_))]) => {
+                let pair = |&it: &Value| match self.arena.sequence(it) {
+                    Some(&[key, value]) => Some((key, value)),
+                    _ => None,
+                };
+                let items = self.arena.sequence(items).unwrap_or_default();
+                let Some(items) = items.iter().map(pair).collect::<Option<Vec<_>>>() else {
+                    return Err(self.fault("pairs of keys and values", "something else").corrupt());
+                };
+                return self.new_dict(items);
+            }
+            // `defaultdict(factory)`
+            (Meaning::Dict, [Value::Symbol(_) | Value::None]) => return self.new_dict(Vec::new()),
+            (Meaning::Sequence, []) => return self.new_list(Vec::new()),
+            (Meaning::Sequence, &[items @ (Value::List(_) | Value::Tuple(_))]) => return Ok(items),
+            _ => {}
+        }
+        self.arena.calls.push(Call { function, args, items: Value::None, state: Value::None });
+        self.check_objects()?;
+        Ok(Value::Call(self.arena.calls.len() as u32 - 1))
+    }
+
+    fn build(&mut self, target: Value, state: Value) -> Result<()> {
+        let place = match target {
+            Value::Dict(dict) => &mut self.arena.dicts[dict as usize].state,
+            Value::Call(call) => {
+                let function = self.arena.calls[call as usize].function;
+                if self.arena.meaning(function).takes_no_state() {
+                    return Err(self.fault("an object that has a state", "a tensor").corrupt());
+                }
+                &mut self.arena.calls[call as usize].state
+            }
+            other => return Err(self.fault("an object that has a state", format!("{other:?}")).corrupt()),
+        };
+        let before = std::mem::replace(place, state);
+        if before == Value::None {
+            return Ok(());
+        }
+        // A second state changes the first one: keep both.
+        let run = Run { start: self.arena.pool.len() as u32, len: 2 };
+        self.arena.pool.extend([before, state]);
+        match target {
+            Value::Dict(dict) => self.arena.dicts[dict as usize].state = Value::Tuple(run),
+            Value::Call(call) => self.arena.calls[call as usize].state = Value::Tuple(run),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+
+

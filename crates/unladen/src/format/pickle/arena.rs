@@ -1,0 +1,280 @@
+//! What a pickle builds, as data: small values stand where they are used, containers in vectors of their own,
+//! strings as places in the pickle. Nothing here is ever run, and nothing needs a recursive walk to be dropped.
+
+use super::symbol::{Meaning, Symbol};
+use std::{borrow::Cow, collections::HashMap, fmt::Write as _};
+
+/// A place in the pickle's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Text {
+    pub(super) start: u32,
+    pub(super) len: u32,
+}
+
+/// A place in [`Arena::pool`]: the items of a tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) start: u32,
+    pub(crate) len: u32,
+}
+
+/// A value, or where it is. Copies of one share what it refers to, as Python's references do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Value {
+    None,
+    Bool(bool),
+    Int(i64),
+    /// An integer beyond 64 bits.
+    Long(Text),
+    Float(f64),
+    Str(Text),
+    Bytes(Text),
+    /// Position in [`Arena::symbols`].
+    Symbol(u32),
+    Tuple(Run),
+    /// Position in [`Arena::lists`]; sets are lists, too.
+    List(u32),
+    /// Position in [`Arena::dicts`].
+    Dict(u32),
+    /// Position in [`Arena::calls`].
+    Call(u32),
+    /// Position in [`Arena::persistent`].
+    Storage(u32),
+}
+
+/// A dictionary.
+#[derive(Clone, Debug)]
+pub(crate) struct Dict {
+    pub(crate) items: Vec<(Value, Value)>,
+    /// Attributes of a dictionary that has some (`_metadata` of a state dict); `None` without.
+    pub(crate) state: Value,
+}
+
+/// The wish to call something, recorded and not fulfilled.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) function: Value,
+    pub(crate) args: Run,
+    /// Items of an object that is a list or a dictionary as well.
+    pub(crate) items: Value,
+    /// What was to become its attributes.
+    pub(crate) state: Value,
+}
+
+/// Everything that a pickle built.
+#[derive(Debug)]
+pub(crate) struct Arena<'a> {
+    /// The pickle.
+    pub(crate) bytes: &'a [u8],
+    pub(crate) symbols: Vec<Symbol<'a>>,
+    pub(crate) pool: Vec<Value>,
+    pub(crate) lists: Vec<Vec<Value>>,
+    pub(crate) dicts: Vec<Dict>,
+    pub(crate) calls: Vec<Call>,
+    /// Persistent ids, in the order of their appearance.
+    pub(crate) persistent: Vec<Value>,
+}
+
+/// What decides whether two keys are the same one.
+#[derive(PartialEq, Eq, Hash)]
+enum Key<'a> {
+    Str(&'a [u8]),
+    Bytes(&'a [u8]),
+    Int(i64),
+    None,
+}
+
+impl<'a> Arena<'a> {
+    /// A string's bytes.
+    pub(crate) fn bytes(&self, text: Text) -> &'a [u8] {
+        bytes(self.bytes, text)
+    }
+
+    /// A tuple's items.
+    pub(crate) fn run(&self, run: Run) -> &[Value] {
+        &self.pool[run.start as usize..][..run.len as usize]
+    }
+
+    /// The items of a tuple or a list.
+    pub(crate) fn sequence(&self, value: Value) -> Option<&[Value]> {
+        match value {
+            Value::Tuple(run) => Some(self.run(run)),
+            Value::List(list) => Some(&self.lists[list as usize]),
+            _ => None,
+        }
+    }
+
+    /// The value of a string key.
+    pub(crate) fn get(&self, dict: u32, key: &str) -> Option<Value> {
+        let is_key = |it: Value| matches!(it, Value::Str(text) if self.bytes(text) == key.as_bytes());
+        self.dicts[dict as usize].items.iter().find(|(it, _)| is_key(*it)).map(|&(_, value)| value)
+    }
+
+    /// What a callee is known for.
+    pub(crate) fn meaning(&self, function: Value) -> Meaning {
+        match function {
+            Value::Symbol(symbol) => self.symbols[symbol as usize].meaning,
+            _ => Meaning::Unknown,
+        }
+    }
+
+    /// A string as it can be shown and used as a name; lone surrogates and bytes that are no UTF-8 are escaped.
+    pub(crate) fn text(&self, text: Text) -> Cow<'a, str> {
+        let bytes = self.bytes(text);
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => Cow::Owned(escaped(bytes)),
+        }
+    }
+
+    /// Appends a key of a dictionary as a part of a name.
+    pub(crate) fn push_key(&self, key: Value, name: &mut String) {
+        // Writing to a string cannot fail.
+        let _ = match key {
+            Value::Str(text) => {
+                name.push_str(&self.text(text));
+                Ok(())
+            }
+            Value::Bytes(text) => match std::str::from_utf8(self.bytes(text)) {
+                Ok(text) => {
+                    name.push_str(text);
+                    Ok(())
+                }
+                // Python 2 wrote Latin-1.
+                Err(_) => {
+                    name.extend(self.bytes(text).iter().map(|&byte| char::from(byte)));
+                    Ok(())
+                }
+            },
+            Value::Int(number) => write!(name, "{number}"),
+            Value::Bool(true) => write!(name, "True"),
+            Value::Bool(false) => write!(name, "False"),
+            Value::None => write!(name, "None"),
+            Value::Float(number) => write!(name, "{number:?}"),
+            Value::Tuple(run) => {
+                name.push('(');
+                for (index, &item) in self.run(run).iter().enumerate() {
+                    name.push_str(if index == 0 { "" } else { ", " });
+                    match item {
+                        // One level is what keys are made of; more could go on for ever.
+                        Value::Tuple(_) => name.push_str("(..)"),
+                        item => self.push_key(item, name),
+                    }
+                }
+                name.push(')');
+                Ok(())
+            }
+            Value::Symbol(symbol) => write!(name, "<{}>", self.symbols[symbol as usize]),
+            _ => write!(name, "<object>"),
+        };
+    }
+
+    /// Leaves one item of each key in the dictionaries: at the first one's place, with the last one's value, as
+    /// Python does. Returns the keys that stood twice, at most `limit` of them.
+    pub(crate) fn merge_duplicate_keys(&mut self, limit: usize) -> Vec<String> {
+        let mut twice = Vec::new();
+        for dict in &mut self.dicts {
+            merge_items(self.bytes, &mut dict.items, &mut |key| {
+                if twice.len() < limit {
+                    twice.push(key);
+                }
+            });
+        }
+        let name = |key: Value| {
+            let mut name = String::new();
+            self.push_key(key, &mut name);
+            name
+        };
+        twice.into_iter().map(name).collect()
+    }
+}
+
+/// In a dictionary with fewer items, a key is looked for one item after the other.
+const MIN_HASHED: usize = 16;
+
+fn merge_items(pickle: &[u8], items: &mut Vec<(Value, Value)>, found_twice: &mut dyn FnMut(Value)) {
+    let key_of = |value| match value {
+        Value::Str(text) => Some(Key::Str(bytes(pickle, text))),
+        Value::Bytes(text) => Some(Key::Bytes(bytes(pickle, text))),
+        Value::Int(number) => Some(Key::Int(number)),
+        Value::Bool(truth) => Some(Key::Int(i64::from(truth))),
+        Value::None => Some(Key::None),
+        // Rare as keys; two of one name are told apart when tensors are named.
+        _ => None,
+    };
+    let mut hashed = HashMap::with_capacity(if items.len() < MIN_HASHED { 0 } else { items.len() });
+    let mut kept = 0;
+    for index in 0..items.len() {
+        let (value, item) = items[index];
+        let first = match key_of(value) {
+            None => None,
+            Some(key) if items.len() < MIN_HASHED => {
+                items[..kept].iter().position(|&(it, _)| key_of(it).as_ref() == Some(&key))
+            }
+            Some(key) => match hashed.entry(key) {
+                std::collections::hash_map::Entry::Occupied(first) => Some(*first.get()),
+                std::collections::hash_map::Entry::Vacant(place) => {
+                    place.insert(kept);
+                    None
+                }
+            },
+        };
+        match first {
+            Some(first) => {
+                items[first].1 = item;
+                found_twice(value);
+            }
+            None => {
+                items[kept] = (value, item);
+                kept += 1;
+            }
+        }
+    }
+    items.truncate(kept);
+}
+
+fn bytes(pickle: &[u8], text: Text) -> &[u8] {
+    &pickle[text.start as usize..][..text.len as usize]
+}
+
+/// UTF-8 as far as it goes; a lone surrogate, which Python lets pass, as `\udXXX`, any other byte as `\xXX`.
+fn escaped(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    let mut rest = bytes;
+    loop {
+        let valid_bytes = match std::str::from_utf8(rest) {
+            Ok(valid) => {
+                text.push_str(valid);
+                return text;
+            }
+            Err(error) => error.valid_up_to(),
+        };
+        let (valid, broken) = rest.split_at(valid_bytes);
+        text.push_str(&String::from_utf8_lossy(valid));
+        let used = match *broken {
+            [0xED, second @ 0xA0..=0xBF, third @ 0x80..=0xBF, ..] => {
+                let unit = 0xD000 | u32::from(second & 0x3F) << 6 | u32::from(third & 0x3F);
+                let _ = write!(text, "\\u{unit:04x}");
+                3
+            }
+            [byte, ..] => {
+                let _ = write!(text, "\\x{byte:02x}");
+                1
+            }
+            [] => return text,
+        };
+        rest = &broken[used..];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lone_surrogates_are_escaped_and_the_rest_is_kept() {
+        assert_eq!(escaped(b"a\xed\xa0\x80b"), "a\\ud800b");
+        assert_eq!(escaped(b"\xff\xc3\xa4"), "\\xff\u{e4}");
+        assert_eq!(escaped(b"\xed\xa0"), "\\xed\\xa0");
+    }
+}

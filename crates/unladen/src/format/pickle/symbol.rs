@@ -1,0 +1,184 @@
+//! Names of Python code in a pickle, and what the few known ones mean to a reader of tensors. A name is never resolved.
+
+use crate::dtype::DType;
+use std::fmt;
+
+/// A class or function that a pickle names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Symbol<'a> {
+    pub(crate) module: &'a [u8],
+    pub(crate) name: &'a [u8],
+    pub(crate) meaning: Meaning,
+}
+
+impl fmt::Display for Symbol<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", String::from_utf8_lossy(self.module), String::from_utf8_lossy(self.name))
+    }
+}
+
+/// What a symbol stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    /// Nothing that we know of: its calls are kept as they are, and the user is told.
+    Unknown,
+    /// Known to hold no tensors of its own; its calls are kept as they are.
+    Harmless,
+    /// A dictionary.
+    Dict,
+    /// A list, tuple or set around its only argument.
+    Sequence,
+    /// A class of storages; `None`: untyped bytes.
+    Storage(Option<DType>),
+    /// `torch.float32` and the like.
+    DType(DType),
+    /// `torch.FloatTensor` of the first releases: its state is (storage, offset, size, stride).
+    OldTensor(DType),
+    /// `Parameter` as a class: its state or arguments start with a tensor.
+    ParameterClass,
+    /// (storage, offset, size, stride).
+    Tensor,
+    /// The same, then requires_grad, hooks and perhaps metadata.
+    TensorV2,
+    /// The same with a dtype behind the hooks.
+    TensorV3,
+    /// (tensor, requires_grad, hooks).
+    Parameter,
+    /// The same, then a state.
+    ParameterWithState,
+    /// (function, type, args, state).
+    FromType,
+    /// (storage, offset, size, stride, quantiser, requires_grad, hooks).
+    Quantised,
+    /// (dtype, size, stride, requires_grad).
+    Meta,
+    /// (tensor, dtype, device, requires_grad).
+    FromCpuTensor,
+    /// Holds a tensor's bytes inside the pickle.
+    Inline,
+}
+
+impl Meaning {
+    /// True for calls that stand for a tensor: they have no items, and no state but where the meaning says so.
+    pub(crate) fn is_tensor(self) -> bool {
+        self.takes_no_state() || matches!(self, Meaning::OldTensor(_) | Meaning::ParameterClass)
+    }
+
+    /// True for functions whose arguments say everything.
+    pub(crate) fn takes_no_state(self) -> bool {
+        matches!(
+            self,
+            Meaning::Tensor
+                | Meaning::TensorV2
+                | Meaning::TensorV3
+                | Meaning::Parameter
+                | Meaning::ParameterWithState
+                | Meaning::Quantised
+                | Meaning::Meta
+                | Meaning::FromCpuTensor
+        )
+    }
+}
+
+const KNOWN: &[(&str, &str, Meaning)] = &[
+    ("collections", "OrderedDict", Meaning::Dict),
+    ("collections", "defaultdict", Meaning::Dict),
+    ("collections", "Counter", Meaning::Dict),
+    ("builtins", "dict", Meaning::Dict),
+    ("builtins", "list", Meaning::Sequence),
+    ("builtins", "tuple", Meaning::Sequence),
+    ("builtins", "set", Meaning::Sequence),
+    ("builtins", "frozenset", Meaning::Sequence),
+    ("torch", "Size", Meaning::Sequence),
+    ("torch._utils", "_rebuild_tensor", Meaning::Tensor),
+    ("torch._utils", "_rebuild_tensor_v2", Meaning::TensorV2),
+    ("torch._utils", "_rebuild_tensor_v3", Meaning::TensorV3),
+    ("torch._utils", "_rebuild_parameter", Meaning::Parameter),
+    ("torch._utils", "_rebuild_parameter_with_state", Meaning::ParameterWithState),
+    ("torch._tensor", "_rebuild_from_type_v2", Meaning::FromType),
+    ("torch._utils", "_rebuild_qtensor", Meaning::Quantised),
+    ("torch._utils", "_rebuild_meta_tensor_no_storage", Meaning::Meta),
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor", Meaning::FromCpuTensor),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy", Meaning::Inline),
+    ("torch._utils", "_rebuild_xla_tensor", Meaning::Inline),
+    ("torch.storage", "_load_from_bytes", Meaning::Inline),
+    ("torch.nn.parameter", "Parameter", Meaning::ParameterClass),
+    ("torch.storage", "UntypedStorage", Meaning::Storage(None)),
+    ("torch.storage", "_UntypedStorage", Meaning::Storage(None)),
+    ("torch", "UntypedStorage", Meaning::Storage(None)),
+    ("torch._utils", "_rebuild_sparse_tensor", Meaning::Harmless),
+    ("torch._utils", "_rebuild_nested_tensor", Meaning::Harmless),
+    ("torch._utils", "_rebuild_wrapper_subclass", Meaning::Harmless),
+    ("torch.serialization", "_get_layout", Meaning::Harmless),
+    ("torch", "Tensor", Meaning::Harmless),
+    ("torch", "device", Meaning::Harmless),
+    ("torch", "per_tensor_affine", Meaning::Harmless),
+    ("torch", "per_channel_affine", Meaning::Harmless),
+    ("torch", "per_tensor_symmetric", Meaning::Harmless),
+    ("torch", "per_channel_symmetric", Meaning::Harmless),
+    ("torch", "per_channel_affine_float_qparams", Meaning::Harmless),
+    ("builtins", "complex", Meaning::Harmless),
+    ("builtins", "bytearray", Meaning::Harmless),
+    ("builtins", "int", Meaning::Harmless),
+    ("builtins", "float", Meaning::Harmless),
+    ("builtins", "str", Meaning::Harmless),
+    ("_codecs", "encode", Meaning::Harmless),
+    ("argparse", "Namespace", Meaning::Harmless),
+    ("numpy", "dtype", Meaning::Harmless),
+    ("numpy", "ndarray", Meaning::Harmless),
+    ("numpy.core.multiarray", "scalar", Meaning::Harmless),
+    ("numpy.core.multiarray", "_reconstruct", Meaning::Harmless),
+    ("numpy._core.multiarray", "scalar", Meaning::Harmless),
+    ("numpy._core.multiarray", "_reconstruct", Meaning::Harmless),
+    ("pathlib", "PosixPath", Meaning::Harmless),
+    ("pathlib", "WindowsPath", Meaning::Harmless),
+    ("datetime", "datetime", Meaning::Harmless),
+    ("datetime", "timedelta", Meaning::Harmless),
+];
+
+/// Modules that have had other names: the old one, today's.
+const RENAMED: &[(&str, &str)] =
+    &[("__builtin__", "builtins"), ("torch.tensor", "torch._tensor"), ("copy_reg", "copyreg")];
+
+/// Modules whose classes of storages and tensors are named after element types.
+const TYPED: &[&str] = &["torch", "torch.cuda", "torch.storage"];
+
+/// What `module.name` stands for.
+pub(super) fn meaning(module: &[u8], name: &[u8]) -> Meaning {
+    let (Ok(module), Ok(name)) = (std::str::from_utf8(module), std::str::from_utf8(name)) else {
+        return Meaning::Unknown;
+    };
+    let module = RENAMED.iter().find(|(old, _)| *old == module).map_or(module, |(_, today)| today);
+    if let Some((.., meaning)) = KNOWN.iter().find(|(a, b, _)| (*a, *b) == (module, name)) {
+        return *meaning;
+    }
+    if !TYPED.contains(&module) {
+        return Meaning::Unknown;
+    }
+    if let Some(dtype) = DType::from_storage_class(name) {
+        return Meaning::Storage(Some(dtype));
+    }
+    if let Some(dtype) = DType::from_name(name) {
+        return Meaning::DType(dtype);
+    }
+    let element = name.strip_suffix("Tensor").unwrap_or_default();
+    DType::from_storage_class(&format!("{element}Storage")).map_or(Meaning::Unknown, Meaning::OldTensor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbols_mean_what_every_release_meant_by_them() {
+        assert_eq!(meaning(b"torch", b"FloatStorage"), Meaning::Storage(Some(DType::F32)));
+        assert_eq!(meaning(b"torch.cuda", b"HalfStorage"), Meaning::Storage(Some(DType::F16)));
+        assert_eq!(meaning(b"torch", b"float8_e4m3fn"), Meaning::DType(DType::F8E4M3));
+        assert_eq!(meaning(b"torch", b"LongTensor"), Meaning::OldTensor(DType::I64));
+        assert_eq!(meaning(b"torch.tensor", b"_rebuild_from_type_v2"), Meaning::FromType);
+        assert_eq!(meaning(b"__builtin__", b"set"), Meaning::Sequence);
+        assert_eq!(meaning(b"os", b"system"), Meaning::Unknown);
+        assert_eq!(meaning(b"evil", b"FloatStorage"), Meaning::Unknown);
+        assert_eq!(meaning(b"torch", b"Tensor"), Meaning::Harmless);
+    }
+}

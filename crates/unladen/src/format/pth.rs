@@ -1,0 +1,251 @@
+//! Reads the headers of a zip archive that `torch.save` wrote: which records there are, and what its pickle says.
+
+use super::{
+    pickle::{self, Arena, MAX_PICKLE_BYTES, Meaning, Value},
+    rebuild::{Rebuild, StorageRef, unsigned},
+    tree::{self, MAX_WARNINGS},
+    zip::{Archive, Entry, Records, show},
+};
+use crate::{
+    checkpoint::{Checkpoint, Format, Warning},
+    error::{Error, Fault, Result},
+    source::ReadAt,
+    stamp::FileStamp,
+    tensor::{FileId, Storage, StorageId},
+};
+use std::collections::HashMap;
+
+/// Versions of the archive format that PyTorch reads.
+const VERSIONS: std::ops::RangeInclusive<u64> = 1..=10;
+/// The records `version` and `byteorder` are a word each.
+const MAX_WORD_BYTES: u64 = 64;
+/// Symbols that a warning names; what comes after is counted.
+const MAX_SYMBOLS: usize = 50;
+/// Records that only TorchScript archives have.
+const TORCHSCRIPT: [&str; 3] = ["constants.pkl", "model.json", "attributes.pkl"];
+
+/// Reads an archive from its directory, its small records and its pickle.
+pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint> {
+    let archive = Archive::read(source)?;
+    let records = archive.by_name()?;
+    let root = root(&archive, &records)?;
+    let mut warnings = Vec::new();
+    if archive.trailing_bytes > 0 {
+        let after = "the end of the zip archive";
+        warnings.push(Warning::TrailingBytes { after, len_bytes: archive.trailing_bytes });
+    }
+    let pickle_entry = find_pickle(&archive, &records, root)?;
+    check_version(source, &records, root, &mut warnings)?;
+    let swapped = is_big_endian(source, &records, root)?;
+
+    let pickle_bytes = read(source, pickle_entry, "data.pkl", MAX_PICKLE_BYTES)?;
+    if pickle_entry.crc32 != 0 && crc32fast::hash(&pickle_bytes) != pickle_entry.crc32 {
+        return Err(Fault::new("data.pkl as it was written", "another checksum")
+            .at(pickle_entry.start_byte)
+            .corrupt());
+    }
+    let mut pickle = pickle::read(&pickle_bytes, pickle_entry.start_byte)?;
+    if pickle.trailing_bytes > 0 {
+        let after = "the end of the pickle";
+        warnings.push(Warning::TrailingBytes { after, len_bytes: pickle.trailing_bytes });
+    }
+    warnings.extend(pickle.arena.merge_duplicate_keys(MAX_WARNINGS).into_iter().map(Warning::DuplicateKey));
+    warnings.extend(unknown_symbols(&pickle.arena));
+
+    let (storages, refs) = storages(&pickle.arena, &records, root, swapped)?;
+    let rebuild = Rebuild { arena: &pickle.arena, storages: &storages, refs: &refs };
+    let tensors = tree::tensors(&rebuild, pickle.root, &mut warnings)?;
+    Ok(Checkpoint {
+        format: Format::Pth,
+        path: stamp.path.clone(),
+        files: vec![stamp],
+        storages,
+        extents: Vec::new(),
+        tensors,
+        warnings,
+    })
+}
+
+/// The folder that every record is in, with its `/`. Its name is free text and never used as a path.
+fn root<'a>(archive: &'a Archive, records: &Records<'_>) -> Result<&'a [u8]> {
+    let names = || archive.entries.iter().map(|entry| archive.name(entry));
+    if records.get(b"MAR-INF/MANIFEST.json").is_some() {
+        return Err(Fault::new("a checkpoint", "a TorchServe archive (.mar), which holds one")
+            .hint("unzip it and open the model file in it")
+            .unsupported());
+    }
+    let first = names().next().unwrap_or_default();
+    let Some(root_bytes) = first.iter().position(|&it| it == b'/') else {
+        let is_numpy = names().all(|it| it.ends_with(b".npy"));
+        let found = if is_numpy { "arrays of NumPy (.npz)".into() } else { format!("`{}`", show(first)) };
+        return Err(Fault::new("records in one folder of the zip archive", found)
+            .hint("this zip archive was not written by torch.save")
+            .corrupt());
+    };
+    let root = &first[..=root_bytes];
+    match names().find(|it| !it.starts_with(root)) {
+        None => Ok(root),
+        Some(stray) => {
+            let found = format!("`{}`", show(stray));
+            Err(Fault::new(format!("every record in `{}`", show(root)), found)
+                .hint("something was added to the archive; do not trust it")
+                .corrupt())
+        }
+    }
+}
+
+fn find_pickle<'a>(archive: &Archive, records: &Records<'a>, root: &[u8]) -> Result<&'a Entry> {
+    if let Some(record) = TORCHSCRIPT.iter().find(|it| records.get(&[root, it.as_bytes()].concat()).is_some()) {
+        return Err(Fault::new("a checkpoint of tensors", format!("a TorchScript program (record `{record}`)"))
+            .hint("load it with torch.jit.load and save its state_dict()")
+            .unsupported());
+    }
+    records.get(&[root, b"data.pkl"].concat()).ok_or_else(|| {
+        let found = format!("{} other records", archive.entries.len());
+        Fault::new(format!("record `{}data.pkl`", show(root)), found)
+            .hint("this zip archive was not written by torch.save")
+            .corrupt()
+    })
+}
+
+fn check_version(
+    source: &dyn ReadAt,
+    records: &Records<'_>,
+    root: &[u8],
+    warnings: &mut Vec<Warning>,
+) -> Result<()> {
+    let entry = ["version", ".data/version"].iter().find_map(|it| records.get(&[root, it.as_bytes()].concat()));
+    let Some(entry) = entry else {
+        warnings.push(Warning::MissingRecord("version"));
+        return Ok(());
+    };
+    let text = read(source, entry, "version", MAX_WORD_BYTES)?;
+    let version = std::str::from_utf8(&text).ok().and_then(|it| it.trim().parse::<u64>().ok());
+    match version {
+        Some(version) if VERSIONS.contains(&version) => Ok(()),
+        Some(version) => {
+            let expected = format!("an archive of version {} to {}", VERSIONS.start(), VERSIONS.end());
+            Err(Fault::new(expected, format!("version {version}")).unsupported())
+        }
+        None => Err(Fault::new("a number as the archive's version", format!("`{}`", show(&text))).corrupt()),
+    }
+}
+
+fn is_big_endian(source: &dyn ReadAt, records: &Records<'_>, root: &[u8]) -> Result<bool> {
+    // Files from before the record existed were written by little-endian machines, nearly all of them.
+    let Some(entry) = records.get(&[root, b"byteorder"].concat()) else { return Ok(false) };
+    match &*read(source, entry, "byteorder", MAX_WORD_BYTES)? {
+        b"little" => Ok(false),
+        b"big" => Ok(true),
+        other => Err(Fault::new("byte order `little` or `big`", format!("`{}`", show(other))).corrupt()),
+    }
+}
+
+/// A small record's content.
+fn read(source: &dyn ReadAt, entry: &Entry, name: &str, max_bytes: u64) -> Result<Vec<u8>> {
+    if !entry.is_stored() {
+        return Err(deflated(name));
+    }
+    if entry.len_bytes > max_bytes {
+        let expected = format!("a record `{name}` of at most {max_bytes} bytes");
+        return Err(Fault::new(expected, format!("{} bytes", entry.len_bytes)).unsupported());
+    }
+    source.read_range(entry.start_byte..entry.start_byte + entry.len_bytes)
+}
+
+fn deflated(name: &str) -> Error {
+    Fault::new("stored records, as torch.save writes them", format!("record `{name}` deflated"))
+        .hint("unzip the file and zip it again without compression (`zip -0`), or save it again with torch.save")
+        .unsupported()
+}
+
+/// Every storage that the pickle names, each once, and by persistent id which one it is.
+fn storages(
+    arena: &Arena<'_>,
+    records: &Records<'_>,
+    root: &[u8],
+    swapped: bool,
+) -> Result<(Vec<Storage>, Vec<StorageRef>)> {
+    let mut storages = Vec::new();
+    let mut ids: HashMap<&[u8], StorageId> = HashMap::new();
+    let mut refs = Vec::with_capacity(arena.persistent.len());
+    let prefix = [root, b"data/"].concat();
+    let mut name = prefix.clone();
+    for &id in &arena.persistent {
+        let (meaning, key, n_elems) = persistent_id(arena, id)?;
+        name.truncate(prefix.len());
+        name.extend_from_slice(key);
+        let in_record = |error: Fault| {
+            Fault { expected: format!("record `{}` with {}", show(&name), error.expected), ..error }.corrupt()
+        };
+        let storage = match ids.get(key) {
+            Some(&storage) => storage,
+            None => {
+                let Some(entry) = records.get(&name) else {
+                    return Err(in_record(Fault::new("the storage's bytes", "no such record")));
+                };
+                if !entry.is_stored() {
+                    return Err(deflated(&show(&name)));
+                }
+                let storage = StorageId(storages.len() as u32);
+                storages.push(Storage {
+                    file: FileId(0),
+                    start_byte: entry.start_byte,
+                    len_bytes: entry.len_bytes,
+                    swapped,
+                });
+                ids.insert(key, storage);
+                storage
+            }
+        };
+        let elem_bytes = meaning.map_or(1, |dtype| dtype.size_bytes());
+        let len_bytes = storages[storage.0 as usize].len_bytes;
+        if n_elems.checked_mul(elem_bytes) != Some(len_bytes) {
+            let expected = format!("{n_elems} elements of {elem_bytes} bytes");
+            return Err(in_record(Fault::new(expected, format!("{len_bytes} bytes"))));
+        }
+        refs.push(StorageRef { id: storage, dtype: meaning });
+    }
+    Ok((storages, refs))
+}
+
+/// Takes ('storage', class, key, location, number of elements) apart; the location is where the storage was once.
+fn persistent_id<'a>(
+    arena: &Arena<'a>,
+    id: Value,
+) -> Result<(Option<crate::dtype::DType>, &'a [u8], u64)> {
+    let items = arena.sequence(id).unwrap_or_default();
+    let &[Value::Str(kind), class, Value::Str(key), Value::Str(_), n_elems] = items else {
+        let expected = "a persistent id of a storage, its class, key, location and size";
+        return Err(Fault::new(expected, format!("{} other values", items.len())).corrupt());
+    };
+    if arena.bytes(kind) != b"storage" {
+        return Err(Fault::new("a persistent id of a storage", format!("`{}`", arena.text(kind))).corrupt());
+    }
+    match arena.meaning(class) {
+        Meaning::Storage(dtype) => Ok((dtype, arena.bytes(key), unsigned(n_elems)?)),
+        _ => {
+            let found = match class {
+                Value::Symbol(symbol) => arena.symbols[symbol as usize].to_string(),
+                _ => "no class".to_owned(),
+            };
+            Err(Fault::new("a class of storages", found.escape_debug().to_string()).unsupported())
+        }
+    }
+}
+
+fn unknown_symbols(arena: &Arena<'_>) -> Option<Warning> {
+    let unknown = arena.symbols.iter().filter(|it| it.meaning == Meaning::Unknown);
+    let mut names: Vec<_> = unknown.map(|it| (it.module, it.name)).collect();
+    names.sort_unstable();
+    names.dedup();
+    let n_more = names.len().saturating_sub(MAX_SYMBOLS);
+    let shown = |(module, name): (&[u8], &[u8])| {
+        format!("{}.{}", String::from_utf8_lossy(module), String::from_utf8_lossy(name))
+    };
+    let mut names: Vec<String> = names.into_iter().take(MAX_SYMBOLS).map(shown).collect();
+    if n_more > 0 {
+        names.push(format!("{n_more} more"));
+    }
+    (!names.is_empty()).then_some(Warning::UnknownSymbols(names))
+}

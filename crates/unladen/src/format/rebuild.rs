@@ -1,0 +1,252 @@
+//! Turns the calls by which PyTorch rebuilds tensors into layouts on storages, with every claim checked.
+
+use super::pickle::{Arena, Meaning, Run, Value};
+use crate::{
+    dtype::DType,
+    error::{Fault, Result},
+    tensor::{Dims, Layout, Storage, StorageId},
+};
+use smallvec::SmallVec;
+
+/// How many values a file may make us look at: no more than this, and a multiple of its pickle's length. A file whose
+/// objects refer to each other many times over stands for more values than anybody can list.
+const FREE_VISITS: u64 = 100_000;
+const VISITS_PER_BYTE: u64 = 16;
+
+/// Counts down the values that are looked at.
+pub(super) struct Visits(u64);
+
+impl Visits {
+    pub(super) fn new(pickle_bytes: usize) -> Visits {
+        Visits(FREE_VISITS + VISITS_PER_BYTE * pickle_bytes as u64)
+    }
+
+    pub(super) fn spend(&mut self, visits: u64) -> Result<()> {
+        match self.0.checked_sub(visits) {
+            Some(left) => {
+                self.0 = left;
+                Ok(())
+            }
+            None => Err(Fault::new("objects that refer to each other a few times", "a file that multiplies them")
+                .hint("the file looks made to exhaust memory; do not trust it")
+                .unsupported()),
+        }
+    }
+}
+
+/// A storage as a persistent id names it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StorageRef {
+    pub(super) id: StorageId,
+    /// `None`: untyped bytes.
+    pub(super) dtype: Option<DType>,
+}
+
+/// What is to be looked at besides, or instead of, a tensor.
+pub(super) type Parts = SmallVec<[Value; 3]>;
+
+/// What a call stands for.
+#[derive(Debug)]
+pub(super) enum Rebuilt {
+    /// A tensor; `None` as storage: it has no data.
+    Tensor { layout: Layout, storage: Option<StorageId>, is_quantised: bool },
+    /// Something else.
+    Other,
+}
+
+/// The storages that calls refer to.
+pub(super) struct Rebuild<'a> {
+    pub(super) arena: &'a Arena<'a>,
+    pub(super) storages: &'a [Storage],
+    /// By position in [`Arena::persistent`].
+    pub(super) refs: &'a [StorageRef],
+}
+
+impl Rebuild<'_> {
+    /// Looks through parameters and subclasses at what a call stands for; attributes go to `parts`, and so do the
+    /// arguments if it is no tensor.
+    pub(super) fn call(&self, call: u32, visits: &mut Visits, parts: &mut Parts) -> Result<Rebuilt> {
+        let call = &self.arena.calls[call as usize];
+        let (mut function, mut args_run) = (call.function, call.args);
+        let (mut state, mut items) = (call.state, call.items);
+        loop {
+            visits.spend(1)?;
+            let args = self.arena.run(args_run);
+            let inner = match (self.arena.meaning(function), args) {
+                (Meaning::Tensor, &[storage, offset, size, stride])
+                | (Meaning::TensorV2, &[storage, offset, size, stride, _, _]) => {
+                    return self.view(storage, offset, size, stride, None);
+                }
+                (Meaning::TensorV2, &[storage, offset, size, stride, _, _, flags]) => {
+                    return self.view(storage, offset, size, stride, None)?.flagged(self.arena, flags);
+                }
+                (Meaning::TensorV3, &[storage, offset, size, stride, _, _, dtype]) => {
+                    return self.view(storage, offset, size, stride, Some(dtype));
+                }
+                (Meaning::TensorV3, &[storage, offset, size, stride, _, _, dtype, flags]) => {
+                    return self.view(storage, offset, size, stride, Some(dtype))?.flagged(self.arena, flags);
+                }
+                (Meaning::Quantised, &[storage, offset, size, stride, ..]) => {
+                    return match self.view(storage, offset, size, stride, None)? {
+                        Rebuilt::Tensor { layout, storage, .. } => {
+                            Ok(Rebuilt::Tensor { layout, storage, is_quantised: true })
+                        }
+                        Rebuilt::Other => Ok(Rebuilt::Other),
+                    };
+                }
+                (Meaning::OldTensor(dtype), _) => return self.old_tensor(dtype, state),
+                (Meaning::Meta, &[dtype, size, stride, ..]) => {
+                    let layout = Layout::strided(self.dtype(dtype)?, &self.dims(size)?, &self.dims(stride)?, 0)?;
+                    return Ok(Rebuilt::Tensor { layout, storage: None, is_quantised: false });
+                }
+                (Meaning::Inline, _) => {
+                    let found = "one whose bytes stand inside the pickle";
+                    return Err(Fault::new("a tensor with a storage of its own", found).unsupported());
+                }
+                (Meaning::Parameter, &[inner, _, _]) => inner,
+                (Meaning::ParameterWithState, &[inner, _, _, state]) => {
+                    parts.push(state);
+                    inner
+                }
+                (Meaning::FromCpuTensor, &[inner, ..]) => inner,
+                (Meaning::ParameterClass, args) => match (state, args) {
+                    (Value::Tuple(run), _) if run.len > 0 => self.arena.run(run)[0],
+                    (Value::None, &[inner, ..]) => inner,
+                    _ => return Err(malformed("the state of a parameter", state)),
+                },
+                (Meaning::FromType, &[inner, _, Value::Tuple(inner_args), attributes]) => {
+                    parts.extend([attributes, state, items]);
+                    (function, args_run, state, items) = (inner, inner_args, Value::None, Value::None);
+                    continue;
+                }
+                (meaning, _) if meaning.takes_no_state() || meaning == Meaning::FromType => {
+                    return Err(Fault::new("the arguments of a tensor", format!("{} others", args.len())).corrupt());
+                }
+                _ => {
+                    // Arguments first: that is the order in which a class gets them.
+                    parts.insert(0, Value::Tuple(args_run));
+                    parts.extend([items, state]);
+                    return Ok(Rebuilt::Other);
+                }
+            };
+            let Value::Call(next) = inner else {
+                return Err(malformed("a tensor", inner));
+            };
+            let call = &self.arena.calls[next as usize];
+            (function, args_run, state, items) = (call.function, call.args, call.state, call.items);
+        }
+    }
+
+    fn old_tensor(&self, dtype: DType, state: Value) -> Result<Rebuilt> {
+        match state {
+            // Without a state it is an empty tensor.
+            Value::None => {
+                let layout = Layout::contiguous(dtype, &[0])?;
+                Ok(Rebuilt::Tensor { layout, storage: None, is_quantised: false })
+            }
+            Value::Tuple(run) => match *self.arena.run(run) {
+                [storage, offset, size, stride] => self.view(storage, offset, size, stride, None),
+                _ => Err(malformed("a storage, an offset, sizes and strides", state)),
+            },
+            _ => Err(malformed("a storage, an offset, sizes and strides", state)),
+        }
+    }
+
+    /// A view of a storage; `dtype`: in the place of the storage's own.
+    fn view(
+        &self,
+        storage: Value,
+        offset: Value,
+        size: Value,
+        stride: Value,
+        dtype: Option<Value>,
+    ) -> Result<Rebuilt> {
+        let Value::Storage(storage) = storage else {
+            return Err(malformed("a storage", storage));
+        };
+        let storage = self.refs[storage as usize];
+        let dtype = match (dtype, storage.dtype) {
+            (Some(dtype), _) => self.dtype(dtype)?,
+            (None, Some(dtype)) => dtype,
+            (None, None) => return Err(Fault::new("a storage with a dtype", "an untyped one").corrupt()),
+        };
+        if matches!(dtype, DType::QU4x2 | DType::QU2x4) {
+            let found = format!("{dtype}, several of them a byte");
+            return Err(Fault::new("elements of whole bytes", found)
+                .hint("save the integers (`int_repr`) and the scales instead")
+                .unsupported());
+        }
+        let layout = Layout::strided(dtype, &self.dims(size)?, &self.dims(stride)?, unsigned(offset)?)?;
+        let (end_byte, len_bytes) =
+            (layout.stored_bytes().end, self.storages[storage.id.0 as usize].len_bytes);
+        if end_byte > len_bytes {
+            let expected = format!("a view of {len_bytes} bytes of storage");
+            return Err(Fault::new(expected, format!("one that ends at byte {end_byte}")).corrupt());
+        }
+        Ok(Rebuilt::Tensor { layout, storage: Some(storage.id), is_quantised: false })
+    }
+
+    fn dtype(&self, value: Value) -> Result<DType> {
+        match self.arena.meaning(value) {
+            Meaning::DType(dtype) => Ok(dtype),
+            _ => Err(malformed("a dtype", value)),
+        }
+    }
+
+    fn dims(&self, value: Value) -> Result<Dims> {
+        let Some(items) = self.arena.sequence(value) else {
+            return Err(malformed("a tuple of sizes", value));
+        };
+        items.iter().map(|&it| unsigned(it)).collect()
+    }
+}
+
+impl Rebuilt {
+    /// Applies what `conj` and `neg` in a tensor's metadata say.
+    fn flagged(self, arena: &Arena<'_>, flags: Value) -> Result<Rebuilt> {
+        let dict = match flags {
+            Value::None => return Ok(self),
+            Value::Dict(dict) => dict,
+            other => return Err(malformed("a tensor's metadata", other)),
+        };
+        let flag = |key| match arena.get(dict, key) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(other) => Err(malformed("a flag of a tensor", other)),
+        };
+        match self {
+            Rebuilt::Tensor { layout, storage, is_quantised } => {
+                let layout = layout.with_view(flag("conj")?, flag("neg")?);
+                Ok(Rebuilt::Tensor { layout, storage, is_quantised })
+            }
+            Rebuilt::Other => Ok(Rebuilt::Other),
+        }
+    }
+}
+
+/// A size, stride, offset or count: an integer, not negative; `True` is none.
+pub(super) fn unsigned(value: Value) -> Result<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(number).ok(),
+        _ => None,
+    }
+    .ok_or_else(|| malformed("an integer from 0 to 2^63", value))
+}
+
+fn malformed(expected: &str, found: Value) -> crate::Error {
+    let found = match found {
+        Value::Int(number) => number.to_string(),
+        Value::Bool(truth) => format!("the truth value {truth}"),
+        Value::Float(number) => format!("{number:?}"),
+        Value::None => "None".to_owned(),
+        Value::Long(_) => "an integer of more than 64 bits".to_owned(),
+        Value::Str(_) | Value::Bytes(_) => "a string".to_owned(),
+        Value::Symbol(_) => "the name of a class or function".to_owned(),
+        Value::Tuple(Run { len, .. }) => format!("a tuple of {len}"),
+        Value::List(_) => "a list".to_owned(),
+        Value::Dict(_) => "a dictionary".to_owned(),
+        Value::Call(_) => "an object".to_owned(),
+        Value::Storage(_) => "a storage".to_owned(),
+    };
+    Fault::new(expected, found).corrupt()
+}

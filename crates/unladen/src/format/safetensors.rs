@@ -1,0 +1,347 @@
+//! Reads a safetensors header. Every byte of the data section belongs to exactly one tensor, or the file is refused.
+
+use crate::{
+    checkpoint::{Checkpoint, Format},
+    dtype::DType,
+    error::{Fault, Result},
+    source::ReadAt,
+    stamp::FileStamp,
+    tensor::{Backing, FileId, Layout, Storage, StorageId, Tensor},
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, IgnoredAny, MapAccess, Visitor},
+};
+use std::{borrow::Cow, collections::HashSet, fmt};
+
+/// The longest header that the format allows.
+pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Types that have no whole number of bytes for an element, and no name in PyTorch.
+const SIX_BITS: [&str; 2] = ["F6_E2M3", "F6_E3M2"];
+/// Two elements a byte; PyTorch counts the bytes.
+const FOUR_BITS: &str = "F4";
+
+/// Reads the header of a safetensors file; `source` starts with its length.
+pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint> {
+    let mut length = [0; 8];
+    source.read_exact_at(0, &mut length)?;
+    let claimed_bytes = u64::from_le_bytes(length);
+    if claimed_bytes > MAX_HEADER_BYTES {
+        let expected = format!("a safetensors header of at most {MAX_HEADER_BYTES} bytes");
+        return Err(Fault::new(expected, format!("{claimed_bytes} bytes")).corrupt());
+    }
+    let data_byte = claimed_bytes + 8;
+    if data_byte > source.len_bytes() {
+        let expected = format!("a header of {claimed_bytes} bytes");
+        return Err(Fault::new(expected, format!("a file of {} bytes", source.len_bytes()))
+            .hint("the file looks truncated; compare its size with the publisher's")
+            .corrupt());
+    }
+    let header = source.read_range(8..data_byte)?;
+    let (storages, tensors) = parse_header(&header, data_byte, source.len_bytes() - data_byte)?;
+    Ok(Checkpoint {
+        format: Format::Safetensors,
+        path: stamp.path.clone(),
+        files: vec![stamp],
+        storages,
+        extents: Vec::new(),
+        tensors,
+        warnings: Vec::new(),
+    })
+}
+
+/// Turns the JSON into tensors in the order of their bytes. `data_byte`: where the data section starts in the file.
+fn parse_header(header: &[u8], data_byte: u64, data_len_bytes: u64) -> Result<(Vec<Storage>, Vec<Tensor>)> {
+    let text = std::str::from_utf8(header).map_err(|error| {
+        let at = 8 + error.valid_up_to() as u64;
+        Fault::new("a safetensors header in UTF-8", "other bytes").at(at).corrupt()
+    })?;
+    let mut entries = serde_json::from_str::<Header<'_>>(text)
+        .map_err(|error| Fault::new("a safetensors header in JSON", error.to_string()).corrupt())?
+        .0;
+    entries.sort_by_key(|(_, entry)| (entry.start_byte, entry.end_byte));
+
+    let (mut storages, mut tensors) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
+    let mut covered_bytes = 0;
+    for (name, entry) in entries {
+        if entry.start_byte != covered_bytes || entry.end_byte < entry.start_byte {
+            let found = format!("bytes {}..{}", entry.start_byte, entry.end_byte);
+            return Err(Fault::new(format!("data that starts at byte {covered_bytes}"), found)
+                .tensor(name)
+                .corrupt());
+        }
+        covered_bytes = entry.end_byte;
+        let len_bytes = entry.end_byte - entry.start_byte;
+        let layout = layout(&entry, len_bytes).map_err(|error| error.in_tensor(&name))?;
+        let storage = StorageId(storages.len() as u32);
+        storages.push(Storage {
+            file: FileId(0),
+            start_byte: data_byte.saturating_add(entry.start_byte),
+            len_bytes,
+            swapped: false,
+        });
+        tensors.push(Tensor { name: name.into_owned(), layout, backing: Backing::Storage(storage) });
+    }
+    if covered_bytes != data_len_bytes {
+        let found = format!("{data_len_bytes} bytes");
+        let hint = if covered_bytes > data_len_bytes {
+            "the file looks truncated; compare its size with the publisher's"
+        } else {
+            "bytes follow after the last tensor; compare the file's size with the publisher's"
+        };
+        return Err(Fault::new(format!("{covered_bytes} bytes of tensors"), found).hint(hint).corrupt());
+    }
+    Ok((storages, tensors))
+}
+
+fn layout(entry: &Entry<'_>, len_bytes: u64) -> Result<Layout> {
+    let mut shape = entry.shape.clone();
+    let dtype = match DType::from_safetensors_name(&entry.dtype) {
+        Some(dtype) => dtype,
+        None if entry.dtype == FOUR_BITS => {
+            let Some(last) = shape.last_mut().filter(|last| **last % 2 == 0) else {
+                let found = format!("F4 of shape {:?}", entry.shape);
+                return Err(Fault::new("an even last dimension, two values a byte", found).unsupported());
+            };
+            *last /= 2;
+            DType::F4x2
+        }
+        None if SIX_BITS.contains(&&*entry.dtype) => {
+            return Err(Fault::new("elements of whole bytes", format!("dtype {}", entry.dtype))
+                .hint("ask its publisher for another precision")
+                .unsupported());
+        }
+        None => {
+            let found = format!("{:?}", entry.dtype);
+            return Err(Fault::new("a dtype of the safetensors format", found).corrupt());
+        }
+    };
+    // From left to right as the format's own reader does: an overflow before a zero counts.
+    let n_elems = shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size));
+    if n_elems.and_then(|it| it.checked_mul(dtype.size_bytes())) != Some(len_bytes) {
+        let expected = format!("the bytes of a {} of shape {:?}", entry.dtype, entry.shape);
+        return Err(Fault::new(expected, format!("{len_bytes} bytes")).corrupt());
+    }
+    Layout::contiguous(dtype, &shape)
+}
+
+/// The tensors of a header in its order.
+struct Header<'a>(Vec<(Cow<'a, str>, Entry<'a>)>);
+
+struct Entry<'a> {
+    dtype: Cow<'a, str>,
+    shape: Vec<u64>,
+    start_byte: u64,
+    end_byte: u64,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Header<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries: Vec<(Cow<'de, str>, Entry<'de>)> = Vec::new();
+        // Borrowed names make this a set of pointers; a name with an escape is copied.
+        let mut seen = HashSet::new();
+        while let Some(Text(name)) = map.next_key()? {
+            if !seen.insert(name.clone()) {
+                return Err(A::Error::custom(format_args!("key `{}` stands twice", name.escape_debug())));
+            }
+            if name == "__metadata__" {
+                map.next_value::<Option<Strings>>()?;
+            } else {
+                entries.push((name, map.next_value()?));
+            }
+        }
+        Ok(Header(entries))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Entry<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // By hand, because a derived reader takes an array in the place of an object, too.
+        deserializer.deserialize_map(EntryVisitor)
+    }
+}
+
+struct EntryVisitor;
+
+impl<'de> Visitor<'de> for EntryVisitor {
+    type Value = Entry<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with dtype, shape and data_offsets")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut dtype, mut shape, mut offsets) = (None, None, None);
+        while let Some(Text(key)) = map.next_key()? {
+            let twice = match &*key {
+                "dtype" => dtype.replace(map.next_value::<Text<'de>>()?.0).is_some(),
+                "shape" => shape.replace(map.next_value::<Vec<u64>>()?).is_some(),
+                "data_offsets" => offsets.replace(map.next_value::<[u64; 2]>()?).is_some(),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    false
+                }
+            };
+            if twice {
+                return Err(A::Error::custom(format_args!("field `{key}` stands twice")));
+            }
+        }
+        let [start_byte, end_byte] = offsets.ok_or_else(|| A::Error::missing_field("data_offsets"))?;
+        Ok(Entry {
+            dtype: dtype.ok_or_else(|| A::Error::missing_field("dtype"))?,
+            shape: shape.ok_or_else(|| A::Error::missing_field("shape"))?,
+            start_byte,
+            end_byte,
+        })
+    }
+}
+
+/// A string that is borrowed from the header where it holds no escape (`Cow` alone always copies).
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// The free metadata: an object of strings, checked and dropped.
+struct Strings;
+
+impl<'de> Deserialize<'de> for Strings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct StringsVisitor;
+        impl<'de> Visitor<'de> for StringsVisitor {
+            type Value = Strings;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Strings, A::Error> {
+                while map.next_entry::<Text<'de>, Text<'de>>()?.is_some() {}
+                Ok(Strings)
+            }
+        }
+        deserializer.deserialize_map(StringsVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{error::Error, source::MemorySource};
+    use std::path::PathBuf;
+
+    fn file(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+    }
+
+    fn parse_bytes(bytes: Vec<u8>) -> Result<Checkpoint> {
+        let len_bytes = bytes.len() as u64;
+        let stamp = FileStamp { path: PathBuf::from("x"), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
+        parse(&MemorySource::new("x", bytes), stamp)
+    }
+
+    fn ours(header: &str, data_len_bytes: usize) -> Result<Checkpoint> {
+        parse_bytes(file(header, &vec![0; data_len_bytes]))
+    }
+
+    #[test]
+    fn tensors_come_in_the_order_of_their_bytes() {
+        let header = r#"  {"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9],"extra":[{}]},
+            "__metadata__":null, "a":{"shape":[1],"dtype":"U8","data_offsets":[0,1]}} "#;
+        let checkpoint = ours(header, 9).unwrap();
+        let names: Vec<_> = checkpoint.tensors.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(checkpoint.storages[1].start_byte, 8 + header.len() as u64 + 1);
+    }
+
+    /// Headers whose outcome the safetensors crate and we agree on.
+    #[test]
+    fn accepts_and_refuses_what_the_reference_does() {
+        let one = |fields: &str| format!(r#"{{"w":{{{fields}}}}}"#);
+        let cases = [
+            ("{}".to_owned(), 0, true),
+            (r#"{"__metadata__":{}}"#.to_owned(), 0, true),
+            (r#"{"__metadata__":{"a":"b"}}"#.to_owned(), 0, true),
+            (r#"{"__metadata__":{"a":1}}"#.to_owned(), 0, false),
+            (r#"{"__metadata__":{},"__metadata__":{}}"#.to_owned(), 0, false),
+            ("{} \n".to_owned(), 0, true),
+            ("{}\0".to_owned(), 0, false),
+            ("".to_owned(), 0, false),
+            ("[]".to_owned(), 0, false),
+            (one(r#""dtype":"F32","shape":[1],"data_offsets":[0,4]"#), 4, true),
+            (one(r#""dtype":"F32","shape":[],"data_offsets":[0,4]"#), 4, true),
+            (one(r#""dtype":"F32","shape":[1],"data_offsets":[0,4]"#), 5, false),
+            (one(r#""dtype":"F32","shape":[1],"data_offsets":[0,4]"#), 3, false),
+            (one(r#""dtype":"F32","shape":[1],"data_offsets":[1,5]"#), 5, false),
+            (one(r#""dtype":"F32","shape":[1],"data_offsets":[4,0]"#), 4, false),
+            (one(r#""dtype":"F32","shape":[2],"data_offsets":[0,4]"#), 4, false),
+            (one(r#""dtype":"f32","shape":[1],"data_offsets":[0,4]"#), 4, false),
+            (one(r#""dtype":"F32","shape":[-1],"data_offsets":[0,4]"#), 4, false),
+            (one(r#""dtype":"F32","shape":[1.0],"data_offsets":[0,4]"#), 4, false),
+            (one(r#""dtype":"F32","shape":[1e0],"data_offsets":[0,4]"#), 4, false),
+            (one(r#""dtype":"F32","shape":[99999999999999999999],"data_offsets":[0,4]"#), 4, false),
+            (one(r#""dtype":"F32","shape":[1],"data_offsets":[0,4,4]"#), 4, false),
+            (one(r#""dtype":"F32","shape":[1]"#), 4, false),
+            (one(r#""dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]"#), 4, false),
+            (one(r#""dtype":"F4","shape":[1],"data_offsets":[0,1]"#), 1, false),
+            (one(r#""dtype":"F4","shape":[3,4],"data_offsets":[0,6]"#), 6, true),
+            (
+                one(r#""dtype":"F32","shape":[9223372036854775808,0,9223372036854775808],"data_offsets":[0,0]"#),
+                0,
+                true,
+            ),
+            (
+                one(r#""dtype":"F32","shape":[9223372036854775808,9223372036854775808,0],"data_offsets":[0,0]"#),
+                0,
+                false,
+            ),
+            (r#"{"\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#.to_owned(), 0, false),
+            (r#"{"\u0000":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#.to_owned(), 0, true),
+        ];
+        for (header, data_len_bytes, accepted) in cases {
+            let bytes = file(&header, &vec![0; data_len_bytes]);
+            assert_eq!(safetensors::SafeTensors::deserialize(&bytes).is_ok(), accepted, "reference: {header}");
+            let ours = parse_bytes(bytes);
+            assert_eq!(ours.is_ok(), accepted, "{header}: {ours:?}");
+            assert!(ours.is_err() || ours.unwrap().validate().is_ok());
+        }
+    }
+
+    #[test]
+    fn two_tensors_of_one_name_and_arrays_for_objects_are_refused() {
+        let twice = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},
+            "\u0061":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
+        assert!(ours(twice, 2).unwrap_err().to_string().contains("`a` stands twice"));
+        assert!(ours(r#"{"a":["F32",[1],[0,4]]}"#, 4).is_err());
+    }
+
+    #[test]
+    fn four_bit_floats_count_in_bytes_and_six_bit_ones_are_unsupported() {
+        let four = ours(r#"{"w":{"dtype":"F4","shape":[3,4],"data_offsets":[0,6]}}"#, 6).unwrap();
+        assert_eq!((four.tensors[0].layout.dtype(), four.tensors[0].layout.shape()), (DType::F4x2, &[3, 2][..]));
+        let six = ours(r#"{"w":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[0,3]}}"#, 3).unwrap_err();
+        assert!(matches!(six, Error::Unsupported(_)), "{six}");
+    }
+
+    #[test]
+    fn lengths_beyond_the_file_or_the_format_are_told_apart() {
+        let mut bytes = file("{}", &[]);
+        bytes[0] = 3;
+        assert!(parse_bytes(bytes.clone()).unwrap_err().hint().contains("truncated"));
+        bytes[4] = 1;
+        assert!(parse_bytes(bytes).unwrap_err().to_string().contains("at most 100000000"));
+    }
+}

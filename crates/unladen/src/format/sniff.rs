@@ -1,0 +1,129 @@
+//! Tells what a file is by its first bytes, never by its name.
+
+use crate::error::{Error, Fault};
+
+/// Bytes that [`sniff`] wants to see: up to the mark of a tar archive.
+pub(super) const HEAD_BYTES: u64 = 512;
+
+/// What this version reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Container {
+    Zip,
+    Safetensors,
+}
+
+/// PyTorch's magic number as pickles of protocol 2 and above write it, without the protocol.
+const LEGACY_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
+/// The same as protocols 0 and 1 write it.
+const LEGACY_MAGIC_TEXT: &[u8] = b"L119547037146038801333356L\n";
+
+const RESAVE: &str = "load it with PyTorch and save it again with torch.save, or as safetensors";
+
+/// A start of a file that is known and not read: what it is, and what to do about it.
+struct Known {
+    start: &'static [u8],
+    what: &'static str,
+    hint: &'static str,
+}
+
+const KNOWN: &[Known] = &[
+    Known {
+        start: b"version https://git-lfs",
+        what: "a Git LFS pointer, which stands for the real file",
+        hint: "fetch the real file with `git lfs pull`, or download it",
+    },
+    Known { start: b"\x1f\x8b", what: "a gzip file", hint: "unpack it with `gunzip` first" },
+    Known { start: b"7z\xbc\xaf\x27\x1c", what: "a 7z archive", hint: "unpack it with `7z x` first" },
+    Known {
+        start: b"\x89HDF",
+        what: "an HDF5 file (Keras?)",
+        hint: "convert it to safetensors with the framework that wrote it",
+    },
+    Known { start: b"GGUF", what: "a GGUF file", hint: "ask its publisher for safetensors, or convert it" },
+    Known { start: b"\x89PNG", what: "a PNG image", hint: "name a checkpoint file" },
+    Known { start: b"\x28\xb5\x2f\xfd", what: "a zstd file", hint: "unpack it with `unzstd` first" },
+    Known { start: b"\xfd7zXZ", what: "an xz file", hint: "unpack it with `unxz` first" },
+    Known { start: b"BZh", what: "a bzip2 file", hint: "unpack it with `bunzip2` first" },
+    Known { start: b"PYTORCH1", what: "a preview of PyTorch's archive format", hint: RESAVE },
+    Known {
+        start: b"PK\x05\x06",
+        what: "an empty zip archive",
+        hint: "the file was not written to the end; save it again",
+    },
+];
+
+/// The container that starts with `head`, the first [`HEAD_BYTES`] bytes (or all) of a file.
+///
+/// Fails with `Unsupported` for what is known and not read, with `Corrupt` for what is no checkpoint at all.
+pub(super) fn sniff(head: &[u8], max_safetensors_header_bytes: u64) -> Result<Container, Error> {
+    const EXPECTED: &str = "a checkpoint (.pth of PyTorch 1.6 or newer, or safetensors)";
+    let unsupported =
+        |what: &str, hint: &str| Err(Fault::new(EXPECTED, what).hint(hint).unsupported());
+    if head.is_empty() {
+        return Err(Fault::new(EXPECTED, "an empty file").hint("download or save it again").corrupt());
+    }
+    if head.starts_with(b"PK\x03\x04") {
+        return Ok(Container::Zip);
+    }
+    if let Some(known) = KNOWN.iter().find(|it| head.starts_with(it.start)) {
+        return unsupported(known.what, known.hint);
+    }
+    let trimmed = head.trim_ascii_start();
+    let starts = |text: &str| trimmed.get(..text.len()).is_some_and(|it| it.eq_ignore_ascii_case(text.as_bytes()));
+    if starts("<!doctype") || starts("<html") || starts("<?xml") {
+        return unsupported(
+            "a web page, not the file it was meant to be",
+            "the download went wrong (a login page, an error page); download it again",
+        );
+    }
+    if head.get(257..262) == Some(b"ustar") {
+        return unsupported("a tar archive (PyTorch before 0.1.10, or a packed folder)", RESAVE);
+    }
+    let early = &head[..head.len().min(64)];
+    if early.windows(LEGACY_MAGIC.len()).any(|it| it == LEGACY_MAGIC) || head.starts_with(LEGACY_MAGIC_TEXT) {
+        return unsupported("a legacy file (PyTorch before 1.6, or saved without the zip format)", RESAVE);
+    }
+    if let (Some(claimed_bytes), Some(&first)) = (head.first_chunk::<8>(), head.get(8)) {
+        let fits = u64::from_le_bytes(*claimed_bytes) <= max_safetensors_header_bytes;
+        // A header that is too long is still told as safetensors when the JSON shows.
+        if first == b'{' || (fits && first.is_ascii_whitespace()) {
+            return Ok(Container::Safetensors);
+        }
+    }
+    if head[0] == 0x80 && head.get(1).is_some_and(|&protocol| (1..=5).contains(&protocol)) {
+        return unsupported("a plain pickle, not written by torch.save", RESAVE);
+    }
+    let first: Vec<String> = head.iter().take(8).map(|it| format!("{it:02x}")).collect();
+    Err(Fault::new(EXPECTED, format!("a file that starts with {}", first.join(" ")))
+        .hint("name a checkpoint file; if this is one, it is damaged or has bytes in front")
+        .corrupt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(head: &[u8]) -> String {
+        sniff(head, 100).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_read_is_told_by_content() {
+        assert_eq!(sniff(b"PK\x03\x04rest", 100).unwrap(), Container::Zip);
+        assert_eq!(sniff(b"\x02\0\0\0\0\0\0\0{}", 100).unwrap(), Container::Safetensors);
+        assert_eq!(sniff(b"\x04\0\0\0\0\0\0\0  {}", 100).unwrap(), Container::Safetensors);
+    }
+
+    #[test]
+    fn what_is_not_read_is_named() {
+        assert!(found(b"").contains("empty"));
+        assert!(found(b"version https://git-lfs.github.com/spec/v1\n").contains("Git LFS"));
+        assert!(found(b"\n<!DOCTYPE HTML><p>").contains("web page"));
+        assert!(found(b"\x1f\x8b\x08").contains("gzip"));
+        assert!(found(b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.").contains("legacy"));
+        let framed = b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+        assert!(found(framed).contains("legacy"));
+        assert!(found(b"\x80\x04}.").contains("plain pickle"));
+        assert!(found(b"\xff\xd8\xff\xe0").contains("ff d8 ff e0"));
+    }
+}
