@@ -115,9 +115,9 @@ pub fn convert(
     let mut read = |data: usize, sink: &mut Sink<'_>| {
         let id = TensorId(data as u32);
         reader.for_each_chunk(id, sink)?;
-        checkpoint.pieces(id).try_for_each(|piece| {
-            files.get(checkpoint.storage_of(&piece).file.0 as usize)?.check_unchanged()
-        })
+        checkpoint
+            .pieces(id)
+            .try_for_each(|piece| files.get(checkpoint.storage_of(&piece).file.0 as usize)?.check_unchanged())
     };
     write(&output, &entries, &mut read, progress)
 }
@@ -169,15 +169,13 @@ fn check(entries: &[Entry]) -> Result<Vec<Checked<'_>>> {
     let mut tensors = Vec::with_capacity(entries.len());
     for entry in entries {
         let name = entry.name.as_str();
-        let layout =
-            Layout::contiguous(entry.dtype, &entry.shape).map_err(|error| error.in_tensor(name))?;
+        let layout = Layout::contiguous(entry.dtype, &entry.shape).map_err(|error| error.in_tensor(name))?;
         if !names.insert(name) {
             return Err(Fault::new("each name once", "a second one").tensor(name).mismatch());
         }
         let first = first_with.entry(entry.data).or_insert_with(|| layout.clone());
         if (first.dtype(), first.len_bytes()) != (layout.dtype(), layout.len_bytes()) {
-            let [one, other] =
-                [&*first, &layout].map(|it| format!("{} {:?}", it.dtype(), it.shape()));
+            let [one, other] = [&*first, &layout].map(|it| format!("{} {:?}", it.dtype(), it.shape()));
             let fault = Fault::new(format!("as its tied tensor, {one}"), other);
             return Err(fault.tensor(name).mismatch());
         }
