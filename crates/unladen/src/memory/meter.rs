@@ -37,9 +37,9 @@ impl Method {
 /// 256 KiB for each processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// How the next two but one were found.
+    /// How the anonymous and the file peak were found.
     pub method: Method,
-    /// Highest resident set (VmHWM), exact.
+    /// Highest resident set, by the kernel's mark (VmHWM).
     pub peak_rss_bytes: u64,
     /// Highest anonymous memory: heap, stacks, private copies.
     pub peak_anon_bytes: u64,
@@ -53,12 +53,15 @@ pub struct Measured {
 const SAMPLE_EVERY: Duration = Duration::from_millis(1);
 const POLL_EVERY: Duration = Duration::from_millis(100);
 
-/// Runs `work` and reports what it took. On a system without `/proc` all figures are zero.
+/// Runs `work` and reports what it took. One at a time: the high-water mark is the process's, and there is only one.
+///
+/// Where the mark cannot be reset, the report says [`Method::Sampled`], and every figure is. On a system without
+/// `/proc` all figures are zero.
 pub fn measure<T>(method: Method, work: impl FnOnce() -> T) -> (T, Measured) {
     give_back_free_memory();
+    let method = if reset_high_water() { method } else { Method::Sampled };
     let watcher = Watcher::start(method);
-    // Sets the high-water mark back to what is resident now.
-    let is_reset = fs::write("/proc/self/clear_refs", "5").is_ok();
+    let is_reset = reset_high_water();
     let before = Resident::now();
     let result = work();
     let after = Resident::now();
@@ -82,7 +85,13 @@ pub fn measure<T>(method: Method, work: impl FnOnce() -> T) -> (T, Measured) {
     (result, Measured { method, peak_rss_bytes, peak_anon_bytes, peak_file_bytes, polled_rss_bytes })
 }
 
-/// Freed memory that the allocator kept would be used again without showing.
+/// Sets the high-water mark back to what is resident now.
+fn reset_high_water() -> bool {
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Freed memory that the allocator kept would be used again without showing. What it keeps at the end of other
+/// threads' heaps stays: measure before there are many.
 fn give_back_free_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: no condition; the allocator locks itself.

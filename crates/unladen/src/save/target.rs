@@ -29,7 +29,7 @@ fn create_beside<T>(path: &Path, attempt: impl Fn(&Path) -> io::Result<T>) -> Re
         match attempt(&name) {
             Ok(made) => return Ok((name, made)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(Error::io(path, "write beside it", error)),
+            Err(error) => return Err(Error::io(path, "write in its folder", error)),
         }
     }
 }

@@ -238,7 +238,8 @@ fn a_failing_or_short_or_long_read_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         let entries = [entry("first", DType::U8, &[4], 0), entry("second", DType::U8, &[4], 1)];
-        let attempts: [&dyn Fn(&mut Sink<'_>) -> Result<()>; 3] = [
+        type Attempt<'a> = &'a dyn Fn(&mut Sink<'_>) -> Result<()>;
+        let attempts: [Attempt<'_>; 3] = [
             &|_| Err(Error::io(Path::new("in"), "read", ErrorKind::UnexpectedEof.into())),
             &|sink| sink(&[0; 3]),
             &|sink| sink(&[0; 5]),
@@ -332,7 +333,7 @@ fn a_model_larger_than_the_disk_is_refused_before_the_first_byte() {
     for (format, name) in FORMATS {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        let entries = [entry("huge", DType::U8, &[1 << 60], 0)];
+        let entries = [entry("huge", DType::U8, &[1 << 62], 0)];
         let mut read = |_: usize, _: &mut Sink<'_>| panic!("nothing to read for");
         let error = write(&output(&path, format), &entries, &mut read, &Progress::default()).unwrap_err();
         assert!(
