@@ -50,12 +50,15 @@ fn heads_beside(checkpoint: &OpenCheckpoint) -> Result<Option<usize>> {
     }
 }
 
+/// Gives a tensor of this name its values.
+type InitialValues = dyn Fn(&str, &mut [u8]) + Sync;
+
 /// The random values that strategies with a model give it before they load over them. `None`: zeros will do.
 pub(crate) fn initial_values(
     checkpoint: &OpenCheckpoint,
     strategy: Strategy,
     heads: Option<usize>,
-) -> Option<Box<dyn Fn(&str, &mut [u8]) + Sync>> {
+) -> Option<Box<InitialValues>> {
     if !matches!(strategy, Strategy::Naive | Strategy::Sequential) {
         return None;
     }

@@ -173,7 +173,7 @@ fn agree(outcomes: &[Outcome], path: &Path) -> Result<()> {
             (None, None) => 0.0,
             _ => f32::INFINITY,
         };
-        if !(distance <= gpt2_file::MAX_DISTANCE) {
+        if distance > gpt2_file::MAX_DISTANCE {
             return differ("logits", "0".to_owned(), format!("{distance} away"));
         }
     }

@@ -31,9 +31,8 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let mut hashes = vec![None; checkpoint.tensors.len()];
     if args.hash.is_some() {
         let files = contents::files_of(checkpoint.files());
-        let hashed = watch::with_bar("hashing", || {
-            verify::hash_tensors(&checkpoint, &files, watch::progress())
-        })?;
+        let hashed =
+            watch::with_bar("hashing", || verify::hash_tensors(&checkpoint, &files, watch::progress()))?;
         for (id, hash) in hashed {
             hashes[id.0 as usize] = Some(hash);
         }

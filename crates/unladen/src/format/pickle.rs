@@ -292,7 +292,9 @@ impl<'a> Machine<'a> {
                 b'Q' => {
                     let id = self.pop()?;
                     if !matches!(id, Value::Tuple(_)) {
-                        return Err(self.fault("a persistent id that is a tuple", format!("{id:?}")).corrupt());
+                        return Err(self
+                            .fault("a persistent id that is a tuple", format!("{id:?}"))
+                            .corrupt());
                     }
                     let storage = Value::Storage(self.arena.persistent.len() as u32);
                     self.arena.persistent.push(id);
@@ -464,7 +466,9 @@ impl<'a> Machine<'a> {
             Value::List(list) => list,
             Value::Call(call) => match self.items_of(call, |machine| machine.new_list(Vec::new()))? {
                 Value::List(list) => list,
-                _ => return Err(self.fault("an object that is a list", "one that is a dictionary").corrupt()),
+                _ => {
+                    return Err(self.fault("an object that is a list", "one that is a dictionary").corrupt());
+                }
             },
             other => return Err(self.fault("a list to append to", format!("{other:?}")).corrupt()),
         };
@@ -477,7 +481,9 @@ impl<'a> Machine<'a> {
             Value::Dict(dict) => dict,
             Value::Call(call) => match self.items_of(call, |machine| machine.new_dict(Vec::new()))? {
                 Value::Dict(dict) => dict,
-                _ => return Err(self.fault("an object that is a dictionary", "one that is a list").corrupt()),
+                _ => {
+                    return Err(self.fault("an object that is a dictionary", "one that is a list").corrupt());
+                }
             },
             other => return Err(self.fault("a dictionary to set items of", format!("{other:?}")).corrupt()),
         };
@@ -568,6 +574,3 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 }
-
-
-
