@@ -1,6 +1,8 @@
 //! Opens every file of the corpora: `samples/` must give what its `expected.json` says, `hostile/` must end as its
 //! `expected.json` says. Roots: `tests/fixtures`, and the folder in the environment variable `UNLADEN_CORPUS`.
 
+#![allow(clippy::print_stderr)]
+
 use proptest::prelude::*;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -40,7 +42,9 @@ fn expected(folder: &str) -> Vec<(PathBuf, Value)> {
     for root in roots() {
         let folder = root.join(folder);
         let Ok(text) = fs::read_to_string(folder.join("expected.json")) else { continue };
-        let Value::Object(files) = serde_json::from_str(&text).unwrap() else { panic!("{}", folder.display()) };
+        let Value::Object(files) = serde_json::from_str(&text).unwrap() else {
+            panic!("{}", folder.display())
+        };
         entries.extend(files.into_iter().map(|(name, value)| (folder.join(name), value)));
     }
     entries
@@ -87,7 +91,8 @@ fn differences(path: &Path, expected: &Value) -> Vec<String> {
         Err(error) if is_later_work(&error) => return Vec::new(),
         Err(error) => return vec![format!("{}: {error}", path.display())],
     };
-    let resolved: Vec<&str> = expected["differences"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let resolved: Vec<&str> =
+        expected["differences"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let line = |name: &str, it: &Value, hash: &Value| {
         let stride = it.get("stride").map(Value::to_string).unwrap_or_default();
         format!("{name:?} {} {} {stride} {hash}", it["dtype"], it["shape"])
@@ -101,7 +106,9 @@ fn differences(path: &Path, expected: &Value) -> Vec<String> {
                 line(name, it, if resolved.contains(&name) { &torch[name]["sha256"] } else { &it["sha256"] })
             })
             .collect(),
-        (None, Value::Object(torch)) => torch.iter().map(|(name, it)| line(name, it, &it["sha256"])).collect(),
+        (None, Value::Object(torch)) => {
+            torch.iter().map(|(name, it)| line(name, it, &it["sha256"])).collect()
+        }
         (None, _) => return Vec::new(),
     };
     let mut found = Vec::new();
@@ -151,7 +158,7 @@ fn every_hostile_file_ends_as_it_should() {
             Ok(()) => "load".to_owned(),
             Err(error) => format!("error: {error}\n    hint: {}", error.hint()),
         };
-        println!("{} ({seconds:.3} s) {text}", path.file_name().unwrap().display());
+        eprintln!("{} ({seconds:.3} s) {text}", path.file_name().unwrap().display());
         let right = match (outcome.as_str().unwrap(), &result) {
             ("either", _) | ("load", Ok(())) | ("error", Err(_)) => true,
             ("load", Err(error)) => is_later_work(error),
@@ -167,7 +174,9 @@ fn every_hostile_file_ends_as_it_should() {
 #[test]
 fn every_shard_opens_by_itself() {
     for root in roots() {
-        for name in ["sharded/model-00001-of-00002.safetensors", "sharded_bin/pytorch_model-00001-of-00002.bin"] {
+        for name in
+            ["sharded/model-00001-of-00002.safetensors", "sharded_bin/pytorch_model-00001-of-00002.bin"]
+        {
             let path = root.join("samples").join(name);
             if path.exists() {
                 let (checkpoint, files) = open(&path).unwrap();
@@ -190,7 +199,9 @@ fn every_shard_opens_by_itself() {
 #[test]
 fn the_zip_crate_finds_the_same_payloads() {
     for (path, value) in expected("samples") {
-        let Some(keys) = value["tensors"].as_array().filter(|_| value["container"] == "zip") else { continue };
+        let Some(keys) = value["tensors"].as_array().filter(|_| value["container"] == "zip") else {
+            continue;
+        };
         let Ok((checkpoint, _)) = open(&path) else { continue };
         let mut oracle = zip::ZipArchive::new(fs::File::open(&path).unwrap()).unwrap();
         let root = value["root"].as_str().unwrap();

@@ -147,7 +147,8 @@ fn natural(a: &str, b: &str) -> Ordering {
             let number = |it: &[u8]| it.iter().position(|&it| it != b'0').unwrap_or(it.len());
             let (digits_left, digits_right) =
                 (&left[number(&left[..n_left])..n_left], &right[number(&right[..n_right])..n_right]);
-            let order = digits_left.len().cmp(&digits_right.len()).then_with(|| digits_left.cmp(digits_right));
+            let order =
+                digits_left.len().cmp(&digits_right.len()).then_with(|| digits_left.cmp(digits_right));
             if order.is_ne() {
                 return order;
             }
@@ -157,7 +158,9 @@ fn natural(a: &str, b: &str) -> Ordering {
         match (left.split_first(), right.split_first()) {
             // Equal but for leading zeros: any order that is always the same.
             (None, None) => return a.cmp(b),
-            (Some((x, rest_left)), Some((y, rest_right))) if x == y => (left, right) = (rest_left, rest_right),
+            (Some((x, rest_left)), Some((y, rest_right))) if x == y => {
+                (left, right) = (rest_left, rest_right)
+            }
             (x, y) => return x.map(|it| it.0).cmp(&y.map(|it| it.0)),
         }
     }

@@ -95,10 +95,14 @@ fn root<'a>(archive: &'a Archive, records: &Records<'_>) -> Result<&'a [u8]> {
 }
 
 fn find_pickle<'a>(archive: &Archive, records: &Records<'a>, root: &[u8]) -> Result<&'a Entry> {
-    if let Some(record) = TORCHSCRIPT.iter().find(|it| records.get(&[root, it.as_bytes()].concat()).is_some()) {
-        return Err(Fault::new("a checkpoint of tensors", format!("a TorchScript program (record `{record}`)"))
-            .hint("load it with torch.jit.load and save its state_dict()")
-            .unsupported());
+    if let Some(record) = TORCHSCRIPT.iter().find(|it| records.get(&[root, it.as_bytes()].concat()).is_some())
+    {
+        return Err(Fault::new(
+            "a checkpoint of tensors",
+            format!("a TorchScript program (record `{record}`)"),
+        )
+        .hint("load it with torch.jit.load and save its state_dict()")
+        .unsupported());
     }
     records.get(&[root, b"data.pkl"].concat()).ok_or_else(|| {
         let found = format!("{} other records", archive.entries.len());
@@ -114,7 +118,8 @@ fn check_version(
     root: &[u8],
     warnings: &mut Vec<Warning>,
 ) -> Result<()> {
-    let entry = ["version", ".data/version"].iter().find_map(|it| records.get(&[root, it.as_bytes()].concat()));
+    let entry =
+        ["version", ".data/version"].iter().find_map(|it| records.get(&[root, it.as_bytes()].concat()));
     let Some(entry) = entry else {
         warnings.push(Warning::MissingRecord("version"));
         return Ok(());
@@ -210,10 +215,7 @@ fn storages(
 }
 
 /// Takes ('storage', class, key, location, number of elements) apart; the location is where the storage was once.
-fn persistent_id<'a>(
-    arena: &Arena<'a>,
-    id: Value,
-) -> Result<(Option<crate::dtype::DType>, &'a [u8], u64)> {
+fn persistent_id<'a>(arena: &Arena<'a>, id: Value) -> Result<(Option<crate::dtype::DType>, &'a [u8], u64)> {
     let items = arena.sequence(id).unwrap_or_default();
     let &[Value::Str(kind), class, Value::Str(key), Value::Str(_), n_elems] = items else {
         let expected = "a persistent id of a storage, its class, key, location and size";

@@ -27,9 +27,11 @@ impl Visits {
                 self.0 = left;
                 Ok(())
             }
-            None => Err(Fault::new("objects that refer to each other a few times", "a file that multiplies them")
-                .hint("the file looks made to exhaust memory; do not trust it")
-                .unsupported()),
+            None => {
+                Err(Fault::new("objects that refer to each other a few times", "a file that multiplies them")
+                    .hint("the file looks made to exhaust memory; do not trust it")
+                    .unsupported())
+            }
         }
     }
 }
@@ -96,7 +98,8 @@ impl Rebuild<'_> {
                 }
                 (Meaning::OldTensor(dtype), _) => return self.old_tensor(dtype, state),
                 (Meaning::Meta, &[dtype, size, stride, ..]) => {
-                    let layout = Layout::strided(self.dtype(dtype)?, &self.dims(size)?, &self.dims(stride)?, 0)?;
+                    let layout =
+                        Layout::strided(self.dtype(dtype)?, &self.dims(size)?, &self.dims(stride)?, 0)?;
                     return Ok(Rebuilt::Tensor { layout, storage: None, is_quantised: false });
                 }
                 (Meaning::Inline, _) => {
@@ -120,7 +123,9 @@ impl Rebuild<'_> {
                     continue;
                 }
                 (meaning, _) if meaning.takes_no_state() || meaning == Meaning::FromType => {
-                    return Err(Fault::new("the arguments of a tensor", format!("{} others", args.len())).corrupt());
+                    return Err(
+                        Fault::new("the arguments of a tensor", format!("{} others", args.len())).corrupt()
+                    );
                 }
                 _ => {
                     // Arguments first: that is the order in which a class gets them.

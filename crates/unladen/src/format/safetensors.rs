@@ -299,12 +299,16 @@ mod tests {
             (one(r#""dtype":"F4","shape":[1],"data_offsets":[0,1]"#), 1, false),
             (one(r#""dtype":"F4","shape":[3,4],"data_offsets":[0,6]"#), 6, true),
             (
-                one(r#""dtype":"F32","shape":[9223372036854775808,0,9223372036854775808],"data_offsets":[0,0]"#),
+                one(
+                    r#""dtype":"F32","shape":[9223372036854775808,0,9223372036854775808],"data_offsets":[0,0]"#,
+                ),
                 0,
                 true,
             ),
             (
-                one(r#""dtype":"F32","shape":[9223372036854775808,9223372036854775808,0],"data_offsets":[0,0]"#),
+                one(
+                    r#""dtype":"F32","shape":[9223372036854775808,9223372036854775808,0],"data_offsets":[0,0]"#,
+                ),
                 0,
                 false,
             ),
@@ -313,7 +317,11 @@ mod tests {
         ];
         for (header, data_len_bytes, accepted) in cases {
             let bytes = file(&header, &vec![0; data_len_bytes]);
-            assert_eq!(safetensors::SafeTensors::deserialize(&bytes).is_ok(), accepted, "reference: {header}");
+            assert_eq!(
+                safetensors::SafeTensors::deserialize(&bytes).is_ok(),
+                accepted,
+                "reference: {header}"
+            );
             let ours = parse_bytes(bytes);
             assert_eq!(ours.is_ok(), accepted, "{header}: {ours:?}");
             assert!(ours.is_err() || ours.unwrap().validate().is_ok());
@@ -331,7 +339,10 @@ mod tests {
     #[test]
     fn four_bit_floats_count_in_bytes_and_six_bit_ones_are_unsupported() {
         let four = ours(r#"{"w":{"dtype":"F4","shape":[3,4],"data_offsets":[0,6]}}"#, 6).unwrap();
-        assert_eq!((four.tensors[0].layout.dtype(), four.tensors[0].layout.shape()), (DType::F4x2, &[3, 2][..]));
+        assert_eq!(
+            (four.tensors[0].layout.dtype(), four.tensors[0].layout.shape()),
+            (DType::F4x2, &[3, 2][..])
+        );
         let six = ours(r#"{"w":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[0,3]}}"#, 3).unwrap_err();
         assert!(matches!(six, Error::Unsupported(_)), "{six}");
     }

@@ -57,8 +57,7 @@ const KNOWN: &[Known] = &[
 /// Fails with `Unsupported` for what is known and not read, with `Corrupt` for what is no checkpoint at all.
 pub(super) fn sniff(head: &[u8], max_safetensors_header_bytes: u64) -> Result<Container, Error> {
     const EXPECTED: &str = "a checkpoint (.pth of PyTorch 1.6 or newer, or safetensors)";
-    let unsupported =
-        |what: &str, hint: &str| Err(Fault::new(EXPECTED, what).hint(hint).unsupported());
+    let unsupported = |what: &str, hint: &str| Err(Fault::new(EXPECTED, what).hint(hint).unsupported());
     if head.is_empty() {
         return Err(Fault::new(EXPECTED, "an empty file").hint("download or save it again").corrupt());
     }
@@ -69,7 +68,8 @@ pub(super) fn sniff(head: &[u8], max_safetensors_header_bytes: u64) -> Result<Co
         return unsupported(known.what, known.hint);
     }
     let trimmed = head.trim_ascii_start();
-    let starts = |text: &str| trimmed.get(..text.len()).is_some_and(|it| it.eq_ignore_ascii_case(text.as_bytes()));
+    let starts =
+        |text: &str| trimmed.get(..text.len()).is_some_and(|it| it.eq_ignore_ascii_case(text.as_bytes()));
     if starts("<!doctype") || starts("<html") || starts("<?xml") {
         return unsupported(
             "a web page, not the file it was meant to be",

@@ -133,7 +133,8 @@ impl<'a> Walk<'a> {
             self.leave();
             return Ok(true);
         };
-        let (path_bytes, is_hidden, mut is_named) = (frame.path_bytes, frame.is_hidden || hides, frame.is_named);
+        let (path_bytes, is_hidden, mut is_named) =
+            (frame.path_bytes, frame.is_hidden || hides, frame.is_named);
         if !matches!(
             child,
             Value::Tuple(_) | Value::List(_) | Value::Dict(_) | Value::Call(_) | Value::Storage(_)
@@ -212,7 +213,9 @@ impl<'a> Walk<'a> {
         };
         if self.frames.len() >= MAX_DEPTH {
             let found = format!("more of them at `{}`", shortened(&self.path));
-            return Err(Fault::new(format!("at most {MAX_DEPTH} containers inside each other"), found).unsupported());
+            return Err(
+                Fault::new(format!("at most {MAX_DEPTH} containers inside each other"), found).unsupported()
+            );
         }
         self.marks[mark] = Mark::Open;
         let path_bytes = self.path.len();
@@ -251,7 +254,8 @@ impl<'a> Walk<'a> {
             _ => None,
         });
         let [Some(_), _, Some(_)] = parts_of_module else { return Ok(None) };
-        let transient = arena.get(attributes, TRANSIENT).and_then(|it| arena.sequence(it)).unwrap_or_default();
+        let transient =
+            arena.get(attributes, TRANSIENT).and_then(|it| arena.sequence(it)).unwrap_or_default();
         // Modules may share one long list.
         self.visits.spend(transient.len() as u64)?;
         let transient = transient.iter().filter_map(|&it| match it {
@@ -263,16 +267,13 @@ impl<'a> Walk<'a> {
     }
 
     /// Lists the tensor at the path.
-    fn found(
-        &mut self,
-        layout: Layout,
-        backing: Backing,
-        is_quantised: bool,
-        is_hidden: bool,
-    ) -> Result<()> {
+    fn found(&mut self, layout: Layout, backing: Backing, is_quantised: bool, is_hidden: bool) -> Result<()> {
         self.fertilise();
         if is_hidden {
-            self.warn(Warning::LeftOut(format!("tensor `{}`, which is not in the module's state", self.path)));
+            self.warn(Warning::LeftOut(format!(
+                "tensor `{}`, which is not in the module's state",
+                self.path
+            )));
             return Ok(());
         }
         if self.names.len() >= MAX_TENSORS {

@@ -70,7 +70,9 @@ impl Archive {
         let end = end::find(source)?;
         if end.n_entries > MAX_ENTRIES || end.len_bytes > MAX_DIRECTORY_BYTES {
             let found = format!("{} records, a directory of {} bytes", end.n_entries, end.len_bytes);
-            return Err(Fault::new(format!("a zip archive of at most {MAX_ENTRIES} records"), found).unsupported());
+            return Err(
+                Fault::new(format!("a zip archive of at most {MAX_ENTRIES} records"), found).unsupported()
+            );
         }
         let directory = source.read_range(end.start_byte..end.start_byte + end.len_bytes)?;
         let mut entries = parse_directory(&directory, end.start_byte, end.n_entries)?;
@@ -129,9 +131,8 @@ fn parse_directory(directory: &[u8], start_byte: u64, n_entries: u64) -> Result<
     let mut entries = Vec::with_capacity((n_entries as usize).min(directory.len() / FIXED_BYTES));
     let mut at = 0;
     while at < directory.len() {
-        let broken = |expected: &str, found: &str| {
-            Fault::new(expected, found).at(start_byte + at as u64).corrupt()
-        };
+        let broken =
+            |expected: &str, found: &str| Fault::new(expected, found).at(start_byte + at as u64).corrupt();
         let Some(fixed) = directory[at..].first_chunk::<FIXED_BYTES>() else {
             return Err(broken("an entry of the zip directory", "its end"));
         };
@@ -258,7 +259,7 @@ mod tests {
             writer.start_file(*name, options).unwrap();
             writer.write_all(&vec![index as u8; 100 * index]).unwrap();
         }
-        writer.set_comment(comment);
+        writer.set_comment(comment).unwrap();
         writer.finish().unwrap().into_inner()
     }
 
@@ -320,7 +321,9 @@ mod tests {
     fn local_headers_that_disagree_are_refused() {
         let bytes = written(&["x/data.pkl", "x/data/1"], stored(), "");
         let second = bytes.windows(4).skip(1).position(|it| it == b"PK\x03\x04").unwrap() + 1;
-        for (at, what) in [(second + 30, "name"), (second + 8, "method"), (second + 6, "flags"), (second + 18, "size")] {
+        for (at, what) in
+            [(second + 30, "name"), (second + 8, "method"), (second + 6, "flags"), (second + 18, "size")]
+        {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
             let error = read(&bad).unwrap_err();
@@ -337,6 +340,9 @@ mod tests {
         bytes[entry + 42..entry + 46].fill(0);
         bytes[entry + 16..entry + 28].fill(0);
         let error = read(&bytes).unwrap_err();
-        assert!(error.to_string().contains("local header") || error.to_string().contains("overlap"), "{error}");
+        assert!(
+            error.to_string().contains("local header") || error.to_string().contains("overlap"),
+            "{error}"
+        );
     }
 }

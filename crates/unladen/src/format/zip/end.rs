@@ -29,7 +29,8 @@ pub(super) struct End {
 /// if there is none, the last one with such a directory.
 pub(super) fn find(source: &dyn ReadAt) -> Result<End> {
     let file_len_bytes = source.len_bytes();
-    let tail_byte = file_len_bytes.saturating_sub((END_BYTES + LOCATOR_BYTES + END64_BYTES + MAX_COMMENT_BYTES) as u64);
+    let tail_byte =
+        file_len_bytes.saturating_sub((END_BYTES + LOCATOR_BYTES + END64_BYTES + MAX_COMMENT_BYTES) as u64);
     let tail = source.read_range(tail_byte..file_len_bytes)?;
     let (mut cut_short, mut nearest) = (None, None);
     for at in (0..tail.len().saturating_sub(END_BYTES - 1)).rev() {
@@ -100,7 +101,8 @@ fn directory(source: &dyn ReadAt, tail: &[u8], tail_byte: u64, at: usize) -> Res
         end = End { start_byte: wide_start, len_bytes: wide_len, n_entries: wide_n, trailing_bytes: 0 };
         directory_end_byte = record_byte;
     }
-    let one_part = [disk, directory_disk].iter().all(|it| matches!(*it, 0 | u16::MAX)) && disk_entries == n_entries;
+    let one_part =
+        [disk, directory_disk].iter().all(|it| matches!(*it, 0 | u16::MAX)) && disk_entries == n_entries;
     let ends_here = end.start_byte.checked_add(end.len_bytes) == Some(directory_end_byte);
     let holds_entries = end.n_entries.saturating_mul(FIXED_BYTES as u64) <= end.len_bytes;
     // A fake end record of zeros speaks of no directory at all.

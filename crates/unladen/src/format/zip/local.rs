@@ -45,7 +45,9 @@ pub(super) fn locate(
         let needed_bytes = (FIXED_BYTES + name.len()) as u64;
         if at.checked_add(needed_bytes).is_none_or(|end| end > directory_byte) {
             let found = format!("byte {at} of a directory at byte {directory_byte}");
-            return Err(Fault::new(format!("record `{}` in front of the zip directory", show(name)), found).corrupt());
+            return Err(
+                Fault::new(format!("record `{}` in front of the zip directory", show(name)), found).corrupt()
+            );
         }
         let header = window.get(at, needed_bytes, ahead_bytes.min(directory_byte - at))?;
         check(entry, name, header)?;
@@ -53,7 +55,8 @@ pub(super) fn locate(
         entry.start_byte = at + needed_bytes + extra_bytes;
         if entry.start_byte.checked_add(entry.packed_bytes).is_none_or(|end| end > next_byte) {
             let found = format!("{} bytes from byte {}", entry.packed_bytes, entry.start_byte);
-            let expected = format!("record `{}` to end by byte {next_byte}, records do not overlap", show(name));
+            let expected =
+                format!("record `{}` to end by byte {next_byte}, records do not overlap", show(name));
             return Err(Fault::new(expected, found).at(at).corrupt());
         }
     }
