@@ -1,6 +1,8 @@
 //! Opens every file of the corpora: `samples/` must give what its `expected.json` says, `hostile/` must end as its
 //! `expected.json` says. Roots: `tests/fixtures`, and the folder in the environment variable `UNLADEN_CORPUS`.
 
+#![allow(clippy::print_stderr)]
+
 use proptest::prelude::*;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -156,7 +158,7 @@ fn every_hostile_file_ends_as_it_should() {
             Ok(()) => "load".to_owned(),
             Err(error) => format!("error: {error}\n    hint: {}", error.hint()),
         };
-        println!("{} ({seconds:.3} s) {text}", path.file_name().unwrap().display());
+        eprintln!("{} ({seconds:.3} s) {text}", path.file_name().unwrap().display());
         let right = match (outcome.as_str().unwrap(), &result) {
             ("either", _) | ("load", Ok(())) | ("error", Err(_)) => true,
             ("load", Err(error)) => is_later_work(error),

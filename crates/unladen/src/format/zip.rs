@@ -259,7 +259,7 @@ mod tests {
             writer.start_file(*name, options).unwrap();
             writer.write_all(&vec![index as u8; 100 * index]).unwrap();
         }
-        writer.set_comment(comment);
+        writer.set_comment(comment).unwrap();
         writer.finish().unwrap().into_inner()
     }
 

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use crate::{args::CompareArgs, human, out, row::Row};
-use comfy_table::{CellAlignment, ColumnConstraint, Table, Width, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, LineStyle, Table, Width, presets};
 use unladen::{OpenCheckpoint, Strategy};
 
 pub(super) fn print(outcomes: &[Outcome], checkpoint: &OpenCheckpoint, args: &CompareArgs) {
@@ -27,8 +27,8 @@ const HEADER: &[&str] = &[
     "strategy",
     "load s",
     "GB/s",
-    "device peak\npredicted | ledger",
-    "host peak\npredicted | measured",
+    "device peak:\npredicted / ledger",
+    "host peak:\npredicted / measured",
     "mapped\npeak",
     "notebook's\nRSS",
     "page cache\nleft",
@@ -37,7 +37,9 @@ const HEADER: &[&str] = &[
 
 fn table(outcomes: &[Outcome]) {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(HEADER.iter().copied());
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
+        .set_header(HEADER.iter().copied());
     for outcome in outcomes {
         match &outcome.result {
             Ok(row) => table.add_row(cells(row, outcome.strategy)),
@@ -62,7 +64,7 @@ fn table(outcomes: &[Outcome]) {
 
 fn cells(row: &Row, strategy: Strategy) -> Vec<String> {
     let pair =
-        |predicted: u64, measured: u64| format!("{} | {}", human::bytes(predicted), human::bytes(measured));
+        |predicted: u64, measured: u64| format!("{} / {}", human::bytes(predicted), human::bytes(measured));
     let star = if strategy.is_private() { "" } else { "*" };
     let speed = match strategy.is_private() {
         true => format!("{:.2}", row.bytes as f64 / row.load_s / 1e9),
