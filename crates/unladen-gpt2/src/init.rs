@@ -150,11 +150,36 @@ fn unit(bits: u32) -> f32 {
 
 /// Two independent normal numbers: a point at a random angle, its distance drawn so that both coordinates are normal
 /// (Box and Muller's way).
+///
+/// The logarithm and the angle's functions are sums and products of our own, so that a seed gives the same weights on every
+/// machine; the standard library's may differ in the last bits.
 fn two_normals(bits: u64) -> [f32; 2] {
-    let distance = (-2.0 * unit(bits as u32).ln()).sqrt();
-    let angle = unit((bits >> 32) as u32) * std::f32::consts::TAU;
-    let (sin, cos) = angle.sin_cos();
-    [distance * cos, distance * sin]
+    let distance = (-2.0 * ln(unit(bits as u32))).sqrt();
+    let bits = (bits >> 32) as u32;
+    // An angle below 45 degrees, then one of the eight mirror images of its point.
+    let angle = unit(bits) * std::f32::consts::FRAC_PI_4;
+    let square = angle * angle;
+    let sin = angle * polynomial(square, [1.0 / 362_880.0, -1.0 / 5040.0, 1.0 / 120.0, -1.0 / 6.0, 1.0]);
+    let cos = polynomial(square, [1.0 / 40_320.0, -1.0 / 720.0, 1.0 / 24.0, -0.5, 1.0]);
+    let [x, y] = if bits & 1 == 0 { [cos, sin] } else { [sin, cos] };
+    let signed = |it: f32, bit: u32| f32::from_bits((it * distance).to_bits() ^ (bits >> bit << 31));
+    [signed(x, 1), signed(y, 2)]
+}
+
+/// The natural logarithm of a positive normal number.
+fn ln(x: f32) -> f32 {
+    // x = part · 2^exponent, with the part from sqrt(1/2) to sqrt(2).
+    let exponent = (x.to_bits() as i32 - std::f32::consts::FRAC_1_SQRT_2.to_bits() as i32) >> 23;
+    let part = f32::from_bits((x.to_bits() as i32 - (exponent << 23)) as u32);
+    // ln(part) = 2 artanh(s), and s is small.
+    let s = (part - 1.0) / (part + 1.0);
+    let series = polynomial(s * s, [1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0]);
+    exponent as f32 * std::f32::consts::LN_2 + 2.0 * s * series
+}
+
+/// Coefficients from the highest power down.
+fn polynomial(x: f32, coefficients: [f32; 5]) -> f32 {
+    coefficients.iter().fold(0.0, |sum, it| sum * x + it)
 }
 
 #[cfg(test)]
@@ -211,6 +236,30 @@ mod tests {
         assert!(uniform.iter().all(|it| f64::from(it.abs()) < limit));
         let wide = all(&tensor("trf_blocks.0.ff.layers.2.weight"), 1);
         assert!(wide.iter().all(|it| it.abs() < 1.0 / 16.0));
+    }
+
+    #[test]
+    fn normals_are_round_and_have_the_tails_of_the_distribution() {
+        let pairs: Vec<[f32; 2]> = (0..100_000).map(|it| two_normals(mix(it))).collect();
+        let part = |is_one: &dyn Fn(&[f32; 2]) -> bool| {
+            pairs.iter().filter(|it| is_one(it)).count() as f32 / pairs.len() as f32
+        };
+        for (limit, inside) in [(0.5, 0.3829), (1.0, 0.6827), (2.0, 0.9545), (3.0, 0.9973)] {
+            let found = [part(&|it| it[0].abs() < limit), part(&|it| it[1].abs() < limit)];
+            assert!(found.iter().all(|it| (it - inside).abs() < 0.006), "{found:?} within {limit}");
+        }
+        for octant in 0..8u8 {
+            let is_in = |it: &[f32; 2]| {
+                u8::from(it[0] > 0.0) + 2 * u8::from(it[1] > 0.0) + 4 * u8::from(it[0].abs() > it[1].abs())
+                    == octant
+            };
+            assert!((part(&is_in) - 0.125).abs() < 0.005, "octant {octant}");
+        }
+        let mut x = 1e-9f32;
+        while x < 1.0 {
+            assert!((ln(x) - x.ln()).abs() <= 1e-6 * x.ln().abs().max(1e-3), "ln({x}) = {}", ln(x));
+            x *= 1.01;
+        }
     }
 
     #[test]
