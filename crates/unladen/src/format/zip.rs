@@ -121,7 +121,8 @@ struct AnyCase<'a>(&'a [u8]);
 
 impl PartialEq for AnyCase<'_> {
     fn eq(&self, other: &Self) -> bool {
-        self.0.eq_ignore_ascii_case(other.0)
+        // Most lookups are of the exact name, which is compared many bytes at a time.
+        self.0 == other.0 || self.0.eq_ignore_ascii_case(other.0)
     }
 }
 
