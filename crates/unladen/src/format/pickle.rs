@@ -385,13 +385,18 @@ impl<'a> Machine<'a> {
         Ok(&rest[..len])
     }
 
+    #[inline]
     fn push(&mut self, value: Value) -> Result<()> {
         if self.stack.len() >= MAX_STACK {
-            let found = "a pickle that needs more".to_owned();
-            return Err(self.fault(format!("at most {MAX_STACK} waiting values"), found).unsupported());
+            return Err(self.overflow());
         }
         self.stack.push(value);
         Ok(())
+    }
+
+    #[cold]
+    fn overflow(&self) -> Error {
+        self.fault(format!("at most {MAX_STACK} waiting values"), "a pickle that needs more").unsupported()
     }
 
     /// The top value above the last mark.

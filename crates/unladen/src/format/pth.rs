@@ -8,12 +8,13 @@ use super::{
 };
 use crate::{
     checkpoint::{Checkpoint, Format, Warning},
+    dtype::DType,
     error::{Error, Fault, Result},
     source::ReadAt,
     stamp::FileStamp,
     tensor::{FileId, Storage, StorageId},
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry as MapEntry};
 
 /// Versions of the archive format that PyTorch reads.
 const VERSIONS: std::ops::RangeInclusive<u64> = 1..=10;
@@ -171,8 +172,8 @@ fn storages(
     root: &[u8],
     swapped: bool,
 ) -> Result<(Vec<Storage>, Vec<StorageRef>)> {
-    let mut storages = Vec::new();
-    let mut ids: HashMap<&[u8], StorageId> = HashMap::new();
+    let mut storages: Vec<Storage> = Vec::new();
+    let mut ids: HashMap<&[u8], StorageId> = HashMap::with_capacity(arena.persistent.len());
     let mut refs = Vec::with_capacity(arena.persistent.len());
     let prefix = [root, b"data/"].concat();
     let mut name = prefix.clone();
@@ -183,24 +184,18 @@ fn storages(
         let in_record = |error: Fault| {
             Fault { expected: format!("record `{}` with {}", show(&name), error.expected), ..error }.corrupt()
         };
-        let storage = match ids.get(key) {
-            Some(&storage) => storage,
-            None => {
+        let storage = match ids.entry(key) {
+            MapEntry::Occupied(known) => *known.get(),
+            MapEntry::Vacant(place) => {
                 let Some(entry) = records.get(&name) else {
                     return Err(in_record(Fault::new("the storage's bytes", "no such record")));
                 };
                 if !entry.is_stored() {
                     return Err(deflated(&show(&name)));
                 }
-                let storage = StorageId(storages.len() as u32);
-                storages.push(Storage {
-                    file: FileId(0),
-                    start_byte: entry.start_byte,
-                    len_bytes: entry.len_bytes,
-                    swapped,
-                });
-                ids.insert(key, storage);
-                storage
+                let (start_byte, len_bytes) = (entry.start_byte, entry.len_bytes);
+                storages.push(Storage { file: FileId(0), start_byte, len_bytes, swapped });
+                *place.insert(StorageId(storages.len() as u32 - 1))
             }
         };
         let elem_bytes = meaning.map_or(1, |dtype| dtype.size_bytes());
@@ -215,7 +210,7 @@ fn storages(
 }
 
 /// Takes ('storage', class, key, location, number of elements) apart; the location is where the storage was once.
-fn persistent_id<'a>(arena: &Arena<'a>, id: Value) -> Result<(Option<crate::dtype::DType>, &'a [u8], u64)> {
+fn persistent_id<'a>(arena: &Arena<'a>, id: Value) -> Result<(Option<DType>, &'a [u8], u64)> {
     let items = arena.sequence(id).unwrap_or_default();
     let &[Value::Str(kind), class, Value::Str(key), Value::Str(_), n_elems] = items else {
         let expected = "a persistent id of a storage, its class, key, location and size";
@@ -251,3 +246,6 @@ fn unknown_symbols(arena: &Arena<'_>) -> Option<Warning> {
     }
     (!names.is_empty()).then_some(Warning::UnknownSymbols(names))
 }
+
+#[cfg(test)]
+mod tests;

@@ -280,19 +280,18 @@ impl<'a> Walk<'a> {
             return Err(Fault::new(format!("at most {MAX_TENSORS} tensors"), "more of them").unsupported());
         }
         self.visits.spend((self.path.len() / NAME_BYTES_PER_VISIT) as u64)?;
-        let mut name = self.path.clone();
-        if self.names.contains(&name) {
-            name = self.other_name()?;
-            let place = self.place();
-            self.warn(Warning::SameName { name: self.path.clone(), listed_as: name.clone(), place });
+        let (mut index, is_new) = self.names.insert_full(self.path.clone());
+        if !is_new {
+            let (listed_as, place) = (self.other_name()?, self.place());
+            self.warn(Warning::SameName { name: self.path.clone(), listed_as: listed_as.clone(), place });
+            index = self.names.insert_full(listed_as).0;
         }
         if is_quantised {
-            self.warn(Warning::LeftOut(format!("scales and zero points of `{name}`")));
+            self.warn(Warning::LeftOut(format!("scales and zero points of `{}`", self.names[index])));
         }
         if backing == Backing::Meta {
-            self.warn(Warning::MetaTensor(name.clone()));
+            self.warn(Warning::MetaTensor(self.names[index].clone()));
         }
-        self.names.insert(name);
         self.backings.push((layout, backing));
         Ok(())
     }

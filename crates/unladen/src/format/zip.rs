@@ -8,7 +8,11 @@ use crate::{
     error::{Error, Fault, Result},
     source::ReadAt,
 };
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::HashMap,
+    hash::{Hash, Hasher},
+    ops::Range,
+};
 
 /// More records than any checkpoint has.
 const MAX_ENTRIES: u64 = 1_000_000;
@@ -56,8 +60,6 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct Archive {
     directory: Vec<u8>,
-    /// The directory's bytes in lower case: the keys of [`Records`].
-    folded: Vec<u8>,
     /// In the directory's order.
     pub(super) entries: Vec<Entry>,
     /// Bytes behind the end of the archive.
@@ -77,8 +79,7 @@ impl Archive {
         let directory = source.read_range(end.start_byte..end.start_byte + end.len_bytes)?;
         let mut entries = parse_directory(&directory, end.start_byte, end.n_entries)?;
         local::locate(source, &directory, &mut entries, end.start_byte)?;
-        let folded = directory.to_ascii_lowercase();
-        Ok(Archive { directory, folded, entries, trailing_bytes: end.trailing_bytes })
+        Ok(Archive { directory, entries, trailing_bytes: end.trailing_bytes })
     }
 
     /// An entry's name.
@@ -88,36 +89,54 @@ impl Archive {
 
     /// The entries by name. Fails if two names are equal, or equal but for their case.
     pub(super) fn by_name(&self) -> Result<Records<'_>> {
-        let mut by_folded_name = HashMap::with_capacity(self.entries.len());
+        let mut by_name = HashMap::with_capacity(self.entries.len());
         for entry in &self.entries {
-            let folded = &self.folded[entry.name.start as usize..entry.name.end as usize];
-            if let Some(other) = by_folded_name.insert(folded, entry) {
+            if let Some(other) = by_name.insert(AnyCase(self.name(entry)), entry) {
                 let found = format!("`{}` and `{}`", show(self.name(other)), show(self.name(entry)));
                 return Err(Fault::new("one record of a name in the zip archive", found)
                     .hint("readers differ in which of the two they take; do not trust this file")
                     .corrupt());
             }
         }
-        Ok(Records { archive: self, by_folded_name })
+        Ok(Records { archive: self, by_name })
     }
 }
 
 /// The entries of an archive by name.
 pub(super) struct Records<'a> {
     archive: &'a Archive,
-    by_folded_name: HashMap<&'a [u8], &'a Entry>,
+    by_name: HashMap<AnyCase<'a>, &'a Entry>,
 }
 
 impl<'a> Records<'a> {
     /// The entry of exactly this name.
     pub(super) fn get(&self, name: &[u8]) -> Option<&'a Entry> {
-        // The keys are in lower case, which spares a copy of each name with its case.
-        let mut folded = [0; MAX_NAME_BYTES];
-        let folded = folded.get_mut(..name.len())?;
-        folded.copy_from_slice(name);
-        folded.make_ascii_lowercase();
-        let entry = *self.by_folded_name.get(&*folded)?;
+        let entry = *self.by_name.get(&AnyCase(name))?;
         (self.archive.name(entry) == name).then_some(entry)
+    }
+}
+
+/// A name that equals every other which differs in the case of ASCII letters alone.
+struct AnyCase<'a>(&'a [u8]);
+
+impl PartialEq for AnyCase<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        // Most lookups are of the exact name, which is compared many bytes at a time.
+        self.0 == other.0 || self.0.eq_ignore_ascii_case(other.0)
+    }
+}
+
+impl Eq for AnyCase<'_> {}
+
+impl Hash for AnyCase<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let mut folded = [0; 32];
+        for part in self.0.chunks(folded.len()) {
+            let folded = &mut folded[..part.len()];
+            folded.copy_from_slice(part);
+            folded.make_ascii_lowercase();
+            state.write(folded);
+        }
     }
 }
 

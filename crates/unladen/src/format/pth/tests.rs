@@ -1,0 +1,149 @@
+//! Archives around pickles by hand: names, ties, modules, and what must be refused.
+
+use super::*;
+use crate::{dtype::DType, source::MemorySource, tensor::Backing};
+use std::{
+    io::{Cursor, Write as _},
+    path::PathBuf,
+};
+use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+
+/// A `_rebuild_tensor_v2` call on storage `0`, four floats.
+fn tensor(offset: u8, size: u8) -> Vec<u8> {
+    let start = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQK";
+    [start, &[offset, b'K', size, 0x85, b'K', 1, 0x85, 0x89][..], b"ccollections\nOrderedDict\n)RtR"].concat()
+}
+
+fn key(text: &str) -> Vec<u8> {
+    [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+fn archive(records: &[(&str, &[u8])]) -> Vec<u8> {
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in records {
+        writer.start_file(*name, options).unwrap();
+        writer.write_all(bytes).unwrap();
+    }
+    writer.finish().unwrap().into_inner()
+}
+
+fn open_records(records: &[(&str, &[u8])]) -> Result<Checkpoint> {
+    let bytes = archive(records);
+    let len_bytes = bytes.len() as u64;
+    let stamp = FileStamp { path: PathBuf::from("x.pt"), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
+    parse(&MemorySource::new("x.pt", bytes), stamp)
+}
+
+fn open(parts: &[&[u8]]) -> Result<Checkpoint> {
+    let pickle = [b"\x80\x02", &parts.concat()[..], b"."].concat();
+    open_records(&[("x/data.pkl", &pickle), ("x/data/0", &[0; 16]), ("x/version", b"3\n")])
+}
+
+fn names(checkpoint: &Checkpoint) -> Vec<&str> {
+    checkpoint.tensors.iter().map(|it| it.name.as_str()).collect()
+}
+
+#[test]
+fn no_tensor_is_lost_where_names_collide() {
+    let nested = [b"}", &key("b")[..], &tensor(0, 3), b"s"].concat();
+    let items: [&[u8]; 8] =
+        [b"K\0", &tensor(0, 1), &key("0"), &tensor(0, 2), &key("a"), &nested, &key("a.b"), &tensor(0, 4)];
+    let checkpoint = open(&[b"}(", &items.concat(), b"u"]).unwrap();
+    assert_eq!(names(&checkpoint), ["0", "0~2", "a.b", "a.b~2"]);
+    let sizes: Vec<u64> = checkpoint.tensors.iter().map(|it| it.layout.n_elems()).collect();
+    assert_eq!(sizes, [1, 2, 3, 4]);
+    let places: Vec<String> = checkpoint.warnings.iter().map(ToString::to_string).collect();
+    assert!(places[0].contains("\\'0\\'") || places[0].contains("['0']"), "{places:?}");
+}
+
+#[test]
+fn one_object_under_two_names_is_a_tie() {
+    let first = [&tensor(1, 2)[..], b"q\x09"].concat();
+    let checkpoint = open(&[b"}(", &key("a"), &first, &key("b"), b"h\x09", b"u"]).unwrap();
+    assert_eq!(names(&checkpoint), ["a", "b"]);
+    assert_eq!(checkpoint.tensors[0].layout, checkpoint.tensors[1].layout);
+    assert_eq!(checkpoint.tensors[0].backing, checkpoint.tensors[1].backing);
+    assert_eq!(checkpoint.storages.len(), 1);
+}
+
+#[test]
+fn modules_are_named_as_their_state_dict_names_them() {
+    let inner_buffers = [b"}(", &key("b")[..], &tensor(0, 1), &key("t"), &tensor(0, 2), b"u"].concat();
+    let transient = [b"c__builtin__\nset\n]", &key("t")[..], b"a\x85R"].concat();
+    let attributes = [
+        b"}(",
+        &key("_buffers")[..],
+        &inner_buffers,
+        &key("_parameters"),
+        &[b"}", &key("w")[..], &tensor(0, 3), b"s"].concat(),
+        &key("_modules"),
+        b"}",
+        &key("_non_persistent_buffers_set"),
+        &transient,
+        &key("extra"),
+        &tensor(0, 4),
+        b"u",
+    ]
+    .concat();
+    let inner = [b"cmy\nLayer\n)\x81", &attributes[..], b"b"].concat();
+    let modules = [b"}", &key("0")[..], &inner, b"s"].concat();
+    let checkpoint =
+        open(&[b"cmy\nNet\n)\x81}(", &key("_parameters"), b"}", &key("_modules"), &modules, b"ub"]).unwrap();
+    assert_eq!(names(&checkpoint), ["0.w", "0.b"]);
+    let warnings: Vec<String> = checkpoint.warnings.iter().map(ToString::to_string).collect();
+    assert!(warnings[0].contains("my.Layer, my.Net"), "{warnings:?}");
+    assert!(warnings[1].contains("`0.t`") && warnings[2].contains("`0.extra`"), "{warnings:?}");
+}
+
+#[test]
+fn parameters_by_class_and_tensors_of_the_first_releases_are_read() {
+    let parameter = [b"ctorch.nn.parameter\nParameter\n)\x81(", &tensor(0, 2)[..], b"\x88Ntb"].concat();
+    let old = b"ctorch\nFloatTensor\n)R((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQK\0K\x04\x85K\x01\x85tb";
+    let checkpoint = open(&[b"](", &parameter, old, b"e"]).unwrap();
+    assert_eq!(names(&checkpoint), ["0", "1"]);
+    assert!(checkpoint.tensors.iter().all(|it| it.layout.dtype() == DType::F32));
+    assert!(matches!(checkpoint.tensors[1].backing, Backing::Storage(_)));
+}
+
+#[test]
+fn shared_containers_without_tensors_cost_nothing_and_with_them_are_bounded() {
+    let double = |leaf: &[u8]| [leaf, &b"2\x86".repeat(60)].concat();
+    assert!(open(&[&double(b"]")]).unwrap().tensors.is_empty());
+    let error = open(&[&double(&tensor(0, 1))]).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(_)), "{error}");
+}
+
+#[test]
+fn cycles_end_and_are_told() {
+    let checkpoint = open(&[b"}q\x09(", &key("w"), &tensor(0, 1), &key("self"), b"h\x09u"]).unwrap();
+    assert_eq!(names(&checkpoint), ["w"]);
+    assert!(checkpoint.warnings[0].to_string().contains("`self`"));
+}
+
+#[test]
+fn records_decide_about_version_byte_order_and_root() {
+    let pickle = [b"\x80\x02", &tensor(0, 4)[..], b"."].concat();
+    let good: Vec<(&str, &[u8])> =
+        vec![("x/data.pkl", &pickle), ("x/data/0", &[0; 16]), ("x/version", b"3\n")];
+    let with = |name, bytes| [&good[..], &[(name, bytes)]].concat();
+    assert!(!open_records(&good).unwrap().storages[0].swapped);
+    assert!(open_records(&with("x/byteorder", b"big")).unwrap().storages[0].swapped);
+    assert!(open_records(&with("x/byteorder", b"middle")).is_err());
+    assert!(open_records(&with("y/data", b"")).unwrap_err().to_string().contains("`y/data`"));
+    assert!(open_records(&with("x/constants.pkl", b"")).unwrap_err().to_string().contains("TorchScript"));
+    assert_eq!(open_records(&good[..2]).unwrap().warnings, [Warning::MissingRecord("version")]);
+    let newer = [&good[..2], &[("x/version", &b"11"[..])]].concat();
+    assert!(matches!(open_records(&newer).unwrap_err(), Error::Unsupported(_)));
+}
+
+#[test]
+fn storages_must_have_the_size_that_is_claimed() {
+    let pickle = [b"\x80\x02", &tensor(0, 4)[..], b"."].concat();
+    for len in [0, 15, 17] {
+        let bytes = vec![0; len];
+        let error = open_records(&[("x/data.pkl", &pickle), ("x/data/0", &bytes)]).unwrap_err();
+        assert!(error.to_string().contains("`x/data/0`"), "{error}");
+    }
+    assert!(open_records(&[("x/data.pkl", &pickle)]).unwrap_err().to_string().contains("no such record"));
+}
