@@ -5,13 +5,14 @@
 //! [`text`] turns text into token ids and back.
 //!
 //! ```
-//! use unladen::{StateDict, destination::{Arena, Placed}, memory::HostBuffer, tensor::Layout};
+//! use unladen::{StateDict, destination::{Arena, Placed}, memory::{HostBuffer, Reservation}, tensor::Layout};
 //! use unladen_gpt2::{Config, Gpt2, init};
 //!
 //! // A random model of the smallest size, its tensors one after the other.
 //! let config = Config { vocab_size: 100, context_length: 16, ..Config::named("tiny").unwrap() };
 //! let tensors = init::tensors(&config)?;
-//! let mut buffer = HostBuffer::new(tensors.iter().map(|it| it.len_bytes()).sum(), "random".as_ref())?;
+//! let len_bytes = tensors.iter().map(|it| it.len_bytes()).sum();
+//! let mut buffer = HostBuffer::new(Reservation::uncounted(len_bytes), "random".as_ref())?;
 //! let (mut start_byte, mut placed) = (0, Vec::new());
 //! for tensor in &tensors {
 //!     let end_byte = start_byte + tensor.len_bytes();

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 use unladen::{
-    memory::{HostBuffer, Mapping, Measured, Method, cached_bytes, evict, measure, warm},
+    memory::{HostBuffer, Mapping, Measured, Method, Reservation, cached_bytes, evict, measure, warm},
     progress::Progress,
 };
 
@@ -28,7 +28,7 @@ fn assert_near(found_bytes: u64, expected_bytes: u64, measured: &Measured) {
 
 /// A buffer with every page written.
 fn touched(len_bytes: u64) -> HostBuffer {
-    let mut buffer = HostBuffer::new(len_bytes, "test".as_ref()).expect("memory");
+    let mut buffer = HostBuffer::new(Reservation::uncounted(len_bytes), "test".as_ref()).expect("memory");
     buffer.as_mut_slice().iter_mut().step_by(4096).for_each(|byte| *byte = 1);
     buffer
 }
@@ -38,7 +38,10 @@ fn touched_memory_is_the_peak_and_reserved_memory_is_not() {
     let _turn = my_turn();
     for method in [Method::HighWater, Method::Sampled] {
         let (buffers, measured) = measure(method, || {
-            let buffers = (touched(64 * MIB), HostBuffer::new(256 * MIB, "test".as_ref()).expect("memory"));
+            let buffers = (
+                touched(64 * MIB),
+                HostBuffer::new(Reservation::uncounted(256 * MIB), "test".as_ref()).expect("memory"),
+            );
             thread::sleep(Duration::from_millis(20));
             buffers
         });
@@ -75,7 +78,7 @@ fn pages_of_a_mapped_file_are_told_apart() {
     File::create(&path).and_then(|mut file| file.write_all(&vec![1; 64 << 20])).expect("a file");
     let file = File::open(&path).expect("the file");
     let (_kept, measured) = measure(Method::Sampled, || {
-        let mapping = Mapping::new(&file, 64 * MIB, &path).expect("a mapping");
+        let mapping = Mapping::new(&file, Reservation::uncounted(64 * MIB), &path).expect("a mapping");
         let sum: u64 = mapping.as_slice().iter().step_by(4096).map(|&byte| u64::from(byte)).sum();
         assert_eq!(sum, 16384);
         (mapping, touched(8 * MIB))

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use unladen::{
     DType, StateDict,
     destination::{Arena, Placed},
-    memory::HostBuffer,
+    memory::{HostBuffer, Reservation},
     tensor::Layout,
 };
 
@@ -90,7 +90,7 @@ pub(crate) fn place(tensors: &[Tensor]) -> (Vec<(String, Placed)>, Vec<u8>) {
 /// Puts the tensors into one owned arena.
 pub(crate) fn owned(tensors: &[Tensor]) -> StateDict<'static> {
     let (placed, bytes) = place(tensors);
-    let mut buffer = HostBuffer::new(bytes.len() as u64, "test".as_ref()).unwrap();
+    let mut buffer = HostBuffer::new(Reservation::uncounted(bytes.len() as u64), "test".as_ref()).unwrap();
     buffer.as_mut_slice().copy_from_slice(&bytes);
     StateDict::new(vec![Arena::Owned(buffer)], placed).unwrap()
 }

@@ -3,11 +3,11 @@
 use crate::common::{
     Tensor, deviation, expected, expected_logits, find, fixture, load, numbers, owned, place,
 };
-use std::{fs::File, sync::Arc};
+use std::fs::File;
 use unladen::{
     DType, StateDict,
     destination::{Arena, Placed},
-    memory::Mapping,
+    memory::{Mapping, Reservation},
     tensor::Layout,
 };
 use unladen_gpt2::{Config, Gpt2, Naming, init, n_heads_from_config_json};
@@ -114,13 +114,14 @@ fn weights_may_be_mapped_or_the_callers() {
     let path = fixture("notebook.safetensors");
     let file = std::fs::read(&path).unwrap();
     let (header_bytes, metadata) = safetensors::SafeTensors::read_metadata(&file).unwrap();
-    let mapping = Mapping::new(&File::open(&path).unwrap(), file.len() as u64, &path).unwrap();
+    let mapping =
+        Mapping::new(&File::open(&path).unwrap(), Reservation::uncounted(file.len() as u64), &path).unwrap();
     let placed = metadata.tensors().into_iter().map(|(name, info)| {
         let shape: Vec<u64> = info.shape.iter().map(|&it| it as u64).collect();
         let start_byte = (8 + header_bytes + info.data_offsets.0) as u64;
         (name, Placed { arena: 0, start_byte, layout: Layout::contiguous(DType::F32, &shape).unwrap() })
     });
-    let state = StateDict::new(vec![Arena::Mapped(Arc::new(mapping))], placed).unwrap();
+    let state = StateDict::new(vec![Arena::Mapped(mapping)], placed).unwrap();
     assert_agrees(&state, "notebook");
 
     let (placed, bytes) = place(&load("hf.safetensors"));

@@ -106,6 +106,11 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// For memory that belongs to no load, and that nobody counts.
+    pub fn uncounted(len_bytes: u64) -> Reservation {
+        Ledger::new(true).reserve(Space::Host, len_bytes)
+    }
+
     /// How many bytes.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes

@@ -92,7 +92,8 @@ fn cells(row: &Row, strategy: Strategy) -> Vec<String> {
 fn advice(outcomes: &[Outcome], checkpoint: &OpenCheckpoint) -> String {
     let rows = || outcomes.iter().filter_map(|it| Some((it.strategy, it.result.as_ref().ok()?)));
     let private = || rows().filter(|(strategy, _)| strategy.is_private());
-    let Some(least_bytes) = private().map(|(_, row)| row.host_peak_anon_bytes).min() else {
+    // RSS counts the pages of a mapping too: one copy from a mapped file holds the bytes twice for a while.
+    let Some(least_bytes) = private().map(|(_, row)| row.host_peak_rss_bytes).min() else {
         return match rows().next() {
             Some((strategy, _)) => {
                 format!("`{strategy}` is for inference on the host; add `stream` for weights of your own")
@@ -102,20 +103,20 @@ fn advice(outcomes: &[Outcome], checkpoint: &OpenCheckpoint) -> String {
     };
     // Within 5 % and 16 MiB all are as lean as can be measured.
     let lean = private()
-        .filter(|(_, row)| row.host_peak_anon_bytes <= least_bytes + (least_bytes / 20).max(16 << 20));
+        .filter(|(_, row)| row.host_peak_rss_bytes <= least_bytes + (least_bytes / 20).max(16 << 20));
     let Some((best, row)) = lean.min_by(|(_, one), (_, other)| one.load_s.total_cmp(&other.load_s)) else {
         return String::new();
     };
-    let share = row.host_peak_anon_bytes as f64 / checkpoint.len_bytes().max(1) as f64;
+    let share = row.host_peak_rss_bytes as f64 / checkpoint.len_bytes().max(1) as f64;
     let mut words = format!(
         "use `{best}`: {} s, and a host peak of {} is {share:.2} times the checkpoint",
         human::seconds(row.load_s),
-        human::bytes(row.host_peak_anon_bytes),
+        human::bytes(row.host_peak_rss_bytes),
     );
     let slowest = private().max_by(|(_, one), (_, other)| one.load_s.total_cmp(&other.load_s));
     if let Some((slowest, slow)) = slowest.filter(|(it, _)| *it != best) {
         let times = slow.load_s / row.load_s;
-        let more = slow.host_peak_anon_bytes as f64 / row.host_peak_anon_bytes.max(1) as f64;
+        let more = slow.host_peak_rss_bytes as f64 / row.host_peak_rss_bytes.max(1) as f64;
         words += &format!(" (`{slowest}`: {times:.1} times the time, {more:.2} times the peak)");
     }
     if rows().any(|(strategy, _)| strategy == Strategy::Mmap) {
