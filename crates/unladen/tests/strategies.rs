@@ -288,7 +288,8 @@ fn extents_with_a_hole_or_an_overlap_are_refused() {
     let layout = Layout::contiguous(DType::U8, &[10, 10]).unwrap();
     let tensors = vec![Tensor { name: "sharded".to_owned(), layout, backing: Backing::Extents(0..2) }];
     let rows = |n: u64| Layout::contiguous(DType::U8, &[n, 10]).unwrap();
-    let extent = |n: u64, at: u64| Extent { storage: StorageId(0), layout: rows(n), at: Dims::from_slice(&[at, 0]) };
+    let extent =
+        |n: u64, at: u64| Extent { storage: StorageId(0), layout: rows(n), at: Dims::from_slice(&[at, 0]) };
     for (extents, is_whole) in [
         (vec![extent(5, 0), extent(5, 5)], true),
         (vec![extent(5, 0), extent(4, 5)], false),
