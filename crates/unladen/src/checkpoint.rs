@@ -1,12 +1,11 @@
 //! A checkpoint as data: what its headers say, with every claim checked. No I/O.
 
 use crate::{
-    dtype::DType,
     error::{Fault, Result},
     stamp::FileStamp,
-    tensor::{Backing, Extent, FileId, MAX_DIMS, Piece, Storage, Tensor, TensorId},
+    tensor::{Backing, Extent, FileId, Layout, MAX_DIMS, Piece, Storage, StorageId, Tensor, TensorId},
 };
-use std::{fmt, path::PathBuf};
+use std::{collections::HashMap, fmt, path::PathBuf};
 
 /// Which kind of file or folder a checkpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,12 +208,45 @@ impl Checkpoint {
                     .in_file(&self.file(storage.file).path));
                 }
             }
+            if matches!(tensor.backing, Backing::Extents(_)) {
+                self.check_cover(id, tensor)?;
+            }
         }
         Ok(())
     }
 
-    /// The dtypes of the tensors, each once, in the table's order.
-    pub fn dtypes(&self) -> Vec<DType> {
-        DType::all().filter(|&dtype| self.tensors.iter().any(|it| it.layout.dtype() == dtype)).collect()
+    /// For each tensor, the first tensor that has the same bytes: itself, unless it is tied to an earlier one.
+    ///
+    /// Tied are tensors with one storage and equal layouts; views that merely overlap are not.
+    pub fn first_with_same_bytes(&self) -> Vec<TensorId> {
+        let mut known: HashMap<(StorageId, &Layout), TensorId> = HashMap::new();
+        let first = self.iter().map(|(id, tensor)| match &tensor.backing {
+            Backing::Storage(storage) => *known.entry((*storage, &tensor.layout)).or_insert(id),
+            Backing::Meta | Backing::Extents(_) => id,
+        });
+        first.collect()
+    }
+
+    /// Checks that the extents of a tensor cover it, each element once: a hole would become zeros.
+    fn check_cover(&self, id: TensorId, tensor: &Tensor) -> Result<()> {
+        let pieces: Vec<_> = self.pieces(id).filter(|piece| piece.layout.n_elems() > 0).collect();
+        let n_elems: u128 = pieces.iter().map(|piece| u128::from(piece.layout.n_elems())).sum();
+        let meet = |one: &Piece<'_>, other: &Piece<'_>| {
+            let starts = one.at.iter().zip(other.at);
+            let sizes = one.layout.shape().iter().zip(other.layout.shape());
+            { starts }.zip(sizes).all(|((&a, &b), (&a_len, &b_len))| a < b + b_len && b < a + a_len)
+        };
+        let mut pairs = pieces
+            .iter()
+            .enumerate()
+            .flat_map(|(index, one)| pieces[index + 1..].iter().map(move |other| (one, other)));
+        let is_covered =
+            n_elems == u128::from(tensor.layout.n_elems()) && !pairs.any(|(one, other)| meet(one, other));
+        if is_covered {
+            return Ok(());
+        }
+        let found = format!("{} extents with {n_elems} elements, or some that overlap", pieces.len());
+        let expected = format!("extents that hold each of {} elements once", tensor.layout.n_elems());
+        Err(Fault::new(expected, found).tensor(&tensor.name).corrupt().in_file(&self.path))
     }
 }

@@ -6,9 +6,9 @@ use crate::{
     error::{Fault, Result},
     progress::Progress,
     source::{FileSet, ReadAt},
-    tensor::{Axis, Backing, Block, FileId, Layout, Piece, Side, StorageId, Tensor, TensorId, Window},
+    tensor::{Axis, Backing, Block, FileId, Layout, Piece, Side, Tensor, TensorId, Window},
 };
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 /// Contiguous bytes are passed on in chunks of this size.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -22,18 +22,6 @@ pub type OpenFile<'a> = dyn Fn(FileId) -> Result<Arc<dyn ReadAt>> + Sync + 'a;
 /// The files of a checkpoint, as a [`Reader`] takes them.
 pub fn files_of(files: &FileSet) -> impl Fn(FileId) -> Result<Arc<dyn ReadAt>> + Sync + '_ {
     |file| files.get(file.0 as usize).map(|source| source as Arc<dyn ReadAt>)
-}
-
-/// For each tensor, the first tensor that has the same bytes: itself, unless it is tied to an earlier one.
-///
-/// Tied are tensors with one storage and equal layouts; views that merely overlap are not.
-pub fn first_with_same_bytes<'a>(checkpoint: &'a Checkpoint) -> Vec<TensorId> {
-    let mut known: HashMap<(StorageId, &'a Layout), TensorId> = HashMap::new();
-    let first = |(id, tensor): (TensorId, &'a Tensor)| match &tensor.backing {
-        Backing::Storage(storage) => *known.entry((*storage, &tensor.layout)).or_insert(id),
-        _ => id,
-    };
-    checkpoint.iter().map(first).collect()
 }
 
 /// Reads tensors one after the other, in memory that does not grow with them: some 32 MiB.
@@ -165,7 +153,7 @@ mod tests {
         error::Error,
         source::MemorySource,
         stamp::FileStamp,
-        tensor::{Dims, Extent, Storage},
+        tensor::{Dims, Extent, Storage, StorageId},
     };
 
     /// A checkpoint whose only file holds `bytes`, with a storage for each range.
@@ -291,6 +279,6 @@ mod tests {
                 tensor("d", whole, 1)
             }];
         let checkpoint = checkpoint(&[0; 8], &[(0..4, false), (4..8, false)], tensors);
-        assert_eq!(first_with_same_bytes(&checkpoint), [0, 1, 0, 3].map(TensorId));
+        assert_eq!(checkpoint.first_with_same_bytes(), [0, 1, 0, 3].map(TensorId));
     }
 }

@@ -98,7 +98,7 @@ pub fn entries_of(checkpoint: &Checkpoint) -> Result<Vec<Entry>> {
             data: first.0 as usize,
         })
     };
-    checkpoint.tensors.iter().zip(contents::first_with_same_bytes(checkpoint)).map(entry).collect()
+    checkpoint.tensors.iter().zip(checkpoint.first_with_same_bytes()).map(entry).collect()
 }
 
 /// Writes a checkpoint's tensors in another format, or the same one anew.

@@ -2,7 +2,7 @@
 
 use crate::{
     checkpoint::Checkpoint,
-    contents::{OpenFile, Reader, first_with_same_bytes},
+    contents::{OpenFile, Reader},
     destination::{StateDict, TensorView},
     dtype::DType,
     error::Result,
@@ -23,7 +23,7 @@ pub fn hash_tensors(
     files: &OpenFile<'_>,
     progress: &Progress,
 ) -> Result<Vec<(TensorId, String)>> {
-    let first = first_with_same_bytes(checkpoint);
+    let first = checkpoint.first_with_same_bytes();
     let has_data = |id: TensorId| checkpoint.tensor(id).backing != Backing::Meta;
     let apart: Vec<TensorId> = checkpoint
         .iter()

@@ -7,6 +7,7 @@ use tempfile::NamedTempFile;
 use unladen::{
     Checkpoint, DType, Error, Format, LoadPlan, OpenCheckpoint, PlanOptions, Progress, RunOptions, Strategy,
     source::{FileSet, FileSource},
+    stamp::FileStamp,
     tensor::{Backing, Dims, Extent, FileId, Layout, Storage, StorageId, Tensor},
 };
 
@@ -280,4 +281,30 @@ fn views_that_claim_more_than_any_machine_has_are_refused_before_a_read() {
     let case = case(4096, vec![storage(0, 4096, false)], tensors, Vec::new());
     let error = case.open.load(Strategy::Stream).unwrap_err();
     assert!(matches!(error, Error::OverBudget { .. }), "{error}");
+}
+
+#[test]
+fn extents_with_a_hole_or_an_overlap_are_refused() {
+    let layout = Layout::contiguous(DType::U8, &[10, 10]).unwrap();
+    let tensors = vec![Tensor { name: "sharded".to_owned(), layout, backing: Backing::Extents(0..2) }];
+    let rows = |n: u64| Layout::contiguous(DType::U8, &[n, 10]).unwrap();
+    let extent =
+        |n: u64, at: u64| Extent { storage: StorageId(0), layout: rows(n), at: Dims::from_slice(&[at, 0]) };
+    for (extents, is_whole) in [
+        (vec![extent(5, 0), extent(5, 5)], true),
+        (vec![extent(5, 0), extent(4, 5)], false),
+        (vec![extent(6, 0), extent(4, 5)], false),
+        (vec![extent(6, 0), extent(6, 5)], false),
+    ] {
+        let checkpoint = Checkpoint {
+            format: Format::Pth,
+            path: "test".into(),
+            files: vec![FileStamp { path: "test".into(), dev: 0, ino: 0, len_bytes: 100, mtime_ns: 0 }],
+            storages: vec![storage(0, 100, false)],
+            extents,
+            tensors: tensors.clone(),
+            warnings: Vec::new(),
+        };
+        assert_eq!(checkpoint.validate().is_ok(), is_whole, "{checkpoint:?}");
+    }
 }

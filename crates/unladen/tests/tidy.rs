@@ -8,8 +8,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("device", &["error"]),
     ("dtype", &["error"]),
-    ("memory", &["error"]),
     ("progress", &["error"]),
+    ("memory", &["error", "progress"]),
     ("stamp", &["error"]),
     ("tensor", &["dtype", "error"]),
     ("checkpoint", &["dtype", "error", "stamp", "tensor"]),
@@ -17,13 +17,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("source", &["error", "memory", "stamp"]),
     ("format", &["checkpoint", "dtype", "error", "source", "stamp", "tensor"]),
     ("plan", &["checkpoint", "device", "dtype", "error", "memory", "tensor"]),
-    ("cuda", &["device", "error", "memory"]),
-    ("destination", &["cuda", "device", "dtype", "error", "memory", "plan", "tensor"]),
+    ("destination", &["device", "dtype", "error", "memory", "plan", "tensor"]),
     (
         "engine",
         &[
             "checkpoint",
-            "cuda",
             "destination",
             "dtype",
             "error",
@@ -36,7 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     // What works on any checkpoint: `contents` walks its tensors' bytes in order.
-    ("contents", &["checkpoint", "dtype", "error", "progress", "source", "tensor"]),
+    ("contents", &["checkpoint", "dtype", "error", "progress", "source", "stamp", "tensor"]),
     (
         "save",
         &[

@@ -2,9 +2,8 @@
 
 use crate::{
     checkpoint::Checkpoint,
-    tensor::{Backing, FileId, Layout, Piece, StorageId, TensorId},
+    tensor::{Backing, FileId, Layout, Piece, TensorId},
 };
-use std::{collections::HashMap, collections::hash_map::Entry};
 
 /// A tensor to load, under one name or several.
 #[derive(Debug)]
@@ -31,19 +30,15 @@ impl Item {
 /// The items of a checkpoint, in its order. Tensors without data (PyTorch's `meta`) are none.
 pub(super) fn items(checkpoint: &Checkpoint) -> Vec<Item> {
     let mut items: Vec<Item> = Vec::with_capacity(checkpoint.tensors.len());
-    let mut known: HashMap<(StorageId, &Layout), usize> = HashMap::new();
-    for (id, tensor) in checkpoint.iter() {
-        let new = Item { tensor: id, tied: Vec::new(), layout: tensor.layout.loaded() };
+    let mut item_of = vec![0; checkpoint.tensors.len()];
+    for ((id, tensor), first) in checkpoint.iter().zip(checkpoint.first_with_same_bytes()) {
         match tensor.backing {
             Backing::Meta => {}
-            Backing::Extents(_) => items.push(new),
-            Backing::Storage(storage) => match known.entry((storage, &tensor.layout)) {
-                Entry::Occupied(first) => items[*first.get()].tied.push(id),
-                Entry::Vacant(place) => {
-                    place.insert(items.len());
-                    items.push(new);
-                }
-            },
+            _ if first != id => items[item_of[first.0 as usize]].tied.push(id),
+            Backing::Extents(_) | Backing::Storage(_) => {
+                item_of[id.0 as usize] = items.len();
+                items.push(Item { tensor: id, tied: Vec::new(), layout: tensor.layout.loaded() });
+            }
         }
     }
     items
