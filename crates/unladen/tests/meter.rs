@@ -120,6 +120,7 @@ fn a_panic_in_the_work_ends_the_watcher() {
 
 #[test]
 fn evicting_empties_the_page_cache_and_warming_fills_it() {
+    let _turn = my_turn();
     // Not in the system's temporary folder: a file that lives in memory cannot be evicted.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     let path = folder.path().join("file");

@@ -39,11 +39,11 @@ pub(super) fn read(bytes: &[u8], start_byte: u64) -> Result<Pickle<'_>> {
     let arena = Arena {
         bytes,
         symbols: Vec::new(),
-        pool: Vec::new(),
+        pool: with_room(bytes, 8),
         lists: Vec::new(),
-        dicts: Vec::new(),
-        calls: Vec::new(),
-        persistent: Vec::new(),
+        dicts: with_room(bytes, 96),
+        calls: with_room(bytes, 96),
+        persistent: with_room(bytes, 96),
     };
     let mut machine = Machine {
         arena,
@@ -52,13 +52,22 @@ pub(super) fn read(bytes: &[u8], start_byte: u64) -> Result<Pickle<'_>> {
         opcode_at: 0,
         stack: Vec::new(),
         marks: Vec::new(),
-        memo: Memo::default(),
+        memo: Memo { dense: with_room(bytes, 12), sparse: HashMap::new() },
         known_symbols: HashMap::new(),
     };
     let root = machine.run()?;
     let trailing_bytes = (bytes.len() - machine.at) as u64;
     Ok(Pickle { arena: machine.arena, root, trailing_bytes })
 }
+
+/// Room for what a state dict's pickle has once in `bytes_each` bytes or somewhat more: growing would copy it all
+/// several times over. Other pickles, and long ones, grow.
+fn with_room<T>(pickle: &[u8], bytes_each: usize) -> Vec<T> {
+    Vec::with_capacity((pickle.len() / bytes_each).min(MAX_ROOM))
+}
+
+/// Values that room is made for beforehand.
+const MAX_ROOM: usize = 1 << 21;
 
 struct Machine<'a> {
     arena: Arena<'a>,
@@ -75,7 +84,6 @@ struct Machine<'a> {
 }
 
 /// Values by number. Writers count up from 0; whatever else a file does costs no more than its own bytes.
-#[derive(Default)]
 struct Memo {
     dense: Vec<Value>,
     sparse: HashMap<u32, Value>,

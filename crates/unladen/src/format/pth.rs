@@ -14,7 +14,6 @@ use crate::{
     stamp::FileStamp,
     tensor::{FileId, Storage, StorageId},
 };
-use std::collections::{HashMap, hash_map::Entry as MapEntry};
 
 /// Versions of the archive format that PyTorch reads.
 const VERSIONS: std::ops::RangeInclusive<u64> = 1..=10;
@@ -173,7 +172,8 @@ fn storages(
     swapped: bool,
 ) -> Result<(Vec<Storage>, Vec<StorageRef>)> {
     let mut storages: Vec<Storage> = Vec::new();
-    let mut ids: HashMap<&[u8], StorageId> = HashMap::with_capacity(arena.persistent.len());
+    // By position of the record: one lookup finds both.
+    let mut ids: Vec<Option<StorageId>> = vec![None; records.len()];
     let mut refs = Vec::with_capacity(arena.persistent.len());
     let prefix = [root, b"data/"].concat();
     let mut name = prefix.clone();
@@ -184,22 +184,18 @@ fn storages(
         let in_record = |error: Fault| {
             Fault { expected: format!("record `{}` with {}", show(&name), error.expected), ..error }.corrupt()
         };
-        let storage = match ids.entry(key) {
-            MapEntry::Occupied(known) => *known.get(),
-            MapEntry::Vacant(place) => {
-                let Some(entry) = records.get(&name) else {
-                    return Err(in_record(Fault::new("the storage's bytes", "no such record")));
-                };
-                if !entry.is_stored() {
-                    return Err(deflated(&show(&name)));
-                }
-                let (start_byte, len_bytes) = (entry.start_byte, entry.len_bytes);
-                storages.push(Storage { file: FileId(0), start_byte, len_bytes, swapped });
-                *place.insert(StorageId(storages.len() as u32 - 1))
-            }
+        let Some((position, entry)) = records.find(&name) else {
+            return Err(in_record(Fault::new("the storage's bytes", "no such record")));
         };
+        if !entry.is_stored() {
+            return Err(deflated(&show(&name)));
+        }
+        let len_bytes = entry.len_bytes;
+        let storage = *ids[position].get_or_insert_with(|| {
+            storages.push(Storage { file: FileId(0), start_byte: entry.start_byte, len_bytes, swapped });
+            StorageId(storages.len() as u32 - 1)
+        });
         let elem_bytes = meaning.map_or(1, |dtype| dtype.size_bytes());
-        let len_bytes = storages[storage.0 as usize].len_bytes;
         if n_elems.checked_mul(elem_bytes) != Some(len_bytes) {
             let expected = format!("{n_elems} elements of {elem_bytes} bytes");
             return Err(in_record(Fault::new(expected, format!("{len_bytes} bytes"))));

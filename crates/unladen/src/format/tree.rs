@@ -17,6 +17,8 @@ use std::{collections::HashSet, fmt::Write as _};
 const MAX_DEPTH: usize = 1_000;
 /// Tensors of one file.
 const MAX_TENSORS: usize = 5_000_000;
+/// Tensors that room is made for beforehand: one for each mention of a storage, as state dicts have it.
+const MAX_ROOM: usize = 1 << 17;
 /// Warnings of one file; what comes after is counted.
 pub(super) const MAX_WARNINGS: usize = 100;
 /// Bytes of a name that cost as much as a visited value.
@@ -30,6 +32,7 @@ pub(super) fn tensors(
 ) -> Result<Vec<Tensor>> {
     let arena = rebuild.arena;
     let n_marks = arena.pool.len() + arena.lists.len() + arena.dicts.len() + arena.calls.len();
+    let n_expected = rebuild.refs.len().min(MAX_ROOM);
     let mut walk = Walk {
         rebuild,
         arena,
@@ -37,8 +40,8 @@ pub(super) fn tensors(
         marks: vec![Mark::New; n_marks],
         frames: Vec::new(),
         path: String::new(),
-        names: IndexSet::new(),
-        backings: Vec::new(),
+        names: IndexSet::with_capacity(n_expected),
+        tensors: Vec::with_capacity(n_expected),
         warnings,
         n_silent: 0,
     };
@@ -47,8 +50,10 @@ pub(super) fn tensors(
     if walk.n_silent > 0 {
         walk.warnings.push(Warning::LeftOut(format!("{} more warnings", walk.n_silent)));
     }
-    let named = walk.names.into_iter().zip(walk.backings);
-    Ok(named.map(|(name, (layout, backing))| Tensor { name, layout, backing }).collect())
+    for (tensor, name) in walk.tensors.iter_mut().zip(walk.names) {
+        tensor.name = name;
+    }
+    Ok(walk.tensors)
 }
 
 /// What is known of a container.
@@ -117,7 +122,8 @@ struct Walk<'a> {
     frames: Vec<Frame<'a>>,
     path: String,
     names: IndexSet<String>,
-    backings: Vec<(Layout, Backing)>,
+    /// Their names stand in `names` until all are known to differ.
+    tensors: Vec<Tensor>,
     warnings: &'a mut Vec<Warning>,
     n_silent: usize,
 }
@@ -292,7 +298,7 @@ impl<'a> Walk<'a> {
         if backing == Backing::Meta {
             self.warn(Warning::MetaTensor(self.names[index].clone()));
         }
-        self.backings.push((layout, backing));
+        self.tensors.push(Tensor { name: String::new(), layout, backing });
         Ok(())
     }
 

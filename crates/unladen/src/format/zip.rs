@@ -90,9 +90,10 @@ impl Archive {
     /// The entries by name. Fails if two names are equal, or equal but for their case.
     pub(super) fn by_name(&self) -> Result<Records<'_>> {
         let mut by_name = HashMap::with_capacity(self.entries.len());
-        for entry in &self.entries {
-            if let Some(other) = by_name.insert(AnyCase(self.name(entry)), entry) {
-                let found = format!("`{}` and `{}`", show(self.name(other)), show(self.name(entry)));
+        for (position, entry) in self.entries.iter().enumerate() {
+            if let Some(other) = by_name.insert(AnyCase(self.name(entry)), position as u32) {
+                let other = self.name(&self.entries[other as usize]);
+                let found = format!("`{}` and `{}`", show(other), show(self.name(entry)));
                 return Err(Fault::new("one record of a name in the zip archive", found)
                     .hint("readers differ in which of the two they take; do not trust this file")
                     .corrupt());
@@ -105,14 +106,25 @@ impl Archive {
 /// The entries of an archive by name.
 pub(super) struct Records<'a> {
     archive: &'a Archive,
-    by_name: HashMap<AnyCase<'a>, &'a Entry>,
+    by_name: HashMap<AnyCase<'a>, u32>,
 }
 
 impl<'a> Records<'a> {
     /// The entry of exactly this name.
     pub(super) fn get(&self, name: &[u8]) -> Option<&'a Entry> {
-        let entry = *self.by_name.get(&AnyCase(name))?;
-        (self.archive.name(entry) == name).then_some(entry)
+        self.find(name).map(|(_, entry)| entry)
+    }
+
+    /// The entry of exactly this name, and its position.
+    pub(super) fn find(&self, name: &[u8]) -> Option<(usize, &'a Entry)> {
+        let position = *self.by_name.get(&AnyCase(name))? as usize;
+        let entry = &self.archive.entries[position];
+        (self.archive.name(entry) == name).then_some((position, entry))
+    }
+
+    /// Positions are below this.
+    pub(super) fn len(&self) -> usize {
+        self.archive.entries.len()
     }
 }
 

@@ -104,6 +104,10 @@ impl Block {
     ///
     /// `layout` is the piece's own, `at` the index of its first element in the tensor. `None` if they do not meet.
     pub fn within(layout: &Layout, at: &[u64], window: &Window) -> Option<Block> {
+        // Beside a zero the other sizes, the steps and the offset may be anything, and no product of them is safe.
+        if layout.shape().contains(&0) || window.shape.contains(&0) {
+            return None;
+        }
         let elem_bytes = layout.dtype().size_bytes();
         let mut block = Block {
             source_byte: layout.offset_elems() * elem_bytes,
@@ -355,5 +359,15 @@ mod tests {
             .gather(&[10, 11, 12, 13, 14, 15, 16, 17], &mut target);
         assert_eq!(target, [0, 0, 12, 13, 0, 0, 14, 15]);
         assert_eq!(Block::within(&half, &[0, 4], &Window::whole(&[4, 4])), None);
+    }
+
+    #[test]
+    fn a_tensor_without_elements_is_in_no_window_whatever_its_other_sizes() {
+        let huge = 1 << 62;
+        for shape in [[huge, 0, huge], [0, huge, huge], [huge, huge, 0]] {
+            let layout = Layout::strided(DType::F64, &shape, &[huge; 3], u64::MAX).unwrap();
+            assert_eq!(Block::within(&layout, &[0; 3], &Window::whole(&shape)), None);
+            assert_eq!(Window::in_order(&shape, 100).count(), 0);
+        }
     }
 }

@@ -1,0 +1,45 @@
+//! Opens and loads every file of the corpora: `samples/` must give what its `expected.json` says, `hostile/` must end
+//! as its `expected.json` says. Roots: `tests/fixtures`, and the folder in the environment variable `UNLADEN_CORPUS`.
+
+#![allow(clippy::print_stderr)]
+
+mod damage;
+mod hostile;
+mod samples;
+
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+use unladen::Error;
+
+/// What this version says it does not read, by a word of its message.
+const LATER: [&str; 5] = ["deflated", "legacy", "tar archive", "plain pickle", "protocol 0/1"];
+
+/// True if the file may be read one day, and is refused by name until then.
+fn is_later_work(error: &Error) -> bool {
+    matches!(error, Error::Unsupported(_)) && LATER.iter().any(|it| error.to_string().contains(it))
+}
+
+fn roots() -> Vec<PathBuf> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let corpus = std::env::var_os("UNLADEN_CORPUS").map(PathBuf::from);
+    if corpus.is_none() {
+        eprintln!("UNLADEN_CORPUS is not set: the large corpus is not tested");
+    }
+    [Some(fixtures), corpus].into_iter().flatten().collect()
+}
+
+/// The entries of a folder's `expected.json`, with the files' paths.
+fn expected(folder: &Path) -> Vec<(PathBuf, Value)> {
+    let text = fs::read_to_string(folder.join("expected.json")).unwrap();
+    let Value::Object(files) = serde_json::from_str(&text).unwrap() else { panic!("{}", folder.display()) };
+    assert!(!files.is_empty(), "{}", folder.display());
+    files.into_iter().map(|(name, value)| (folder.join(name), value)).collect()
+}
+
+/// The samples of every root.
+fn samples() -> Vec<(PathBuf, Value)> {
+    roots().iter().flat_map(|root| expected(&root.join("samples"))).collect()
+}
