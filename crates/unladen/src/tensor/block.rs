@@ -187,7 +187,12 @@ impl Block {
                 Some(widest) => {
                     let axis = block.axes[widest];
                     let rest_bytes = span_bytes - reach(&axis);
-                    let fits = max_bytes.saturating_sub(rest_bytes) / axis.step_bytes(side) + 1;
+                    // Where the other axes leave little room, filling it would make a part of every step: two axes that
+                    // overlap would make millions. Halves keep the parts as square as they can be.
+                    let fits = match rest_bytes > max_bytes / 2 {
+                        true => axis.len.div_ceil(2),
+                        false => (max_bytes - rest_bytes) / axis.step_bytes(side) + 1,
+                    };
                     for start in (0..axis.len).step_by(fits as usize) {
                         let mut part = block.clone();
                         part.source_byte += start * axis.source_step_bytes;
@@ -346,6 +351,16 @@ mod tests {
         let block = Block::within(&layout, &[0; 3], &Window::whole(layout.shape())).unwrap();
         assert_eq!((block.run_bytes, block.axes.len()), (48, 0));
         assert_eq!(block.split(Side::Source, 20).len(), 3);
+    }
+
+    #[test]
+    fn overlapping_axes_split_into_few_parts() {
+        let n = 1 << 22;
+        let layout = Layout::strided(DType::U8, &[n, n], &[1, 1], 0).unwrap();
+        let block = Block::within(&layout, &[0; 2], &Window::whole(layout.shape())).unwrap();
+        let parts = block.split(Side::Source, n);
+        assert!(parts.len() <= 16, "{}", parts.len());
+        assert_eq!(parts.iter().map(Block::len_bytes).sum::<u64>(), n * n);
     }
 
     #[test]
