@@ -180,9 +180,12 @@ impl Block {
             let reach = |axis: &Axis| (axis.len - 1) * axis.step_bytes(side);
             let widest = (0..block.axes.len()).max_by_key(|&it| reach(&block.axes[it]));
             let first_open = open.len();
-            // A run that fits is never cut; with overlapping steps the widest axis may reach less far than the run.
-            let cut_axis =
-                |&it: &usize| block.run_bytes <= max_bytes || reach(&block.axes[it]) >= block.run_bytes;
+            // The run is cut where it is the widest and too long for any part, or where the axis's steps overlap in it.
+            let cut_axis = |&it: &usize| {
+                let is_whole =
+                    block.run_bytes <= max_bytes && block.axes[it].step_bytes(side) >= block.run_bytes;
+                is_whole || reach(&block.axes[it]) >= block.run_bytes
+            };
             match widest.filter(cut_axis) {
                 Some(widest) => {
                     let axis = block.axes[widest];
@@ -203,7 +206,9 @@ impl Block {
                     }
                 }
                 None => {
-                    let fits = max_bytes / block.elem_bytes * block.elem_bytes;
+                    let is_overlapped = !block.axes.is_empty() && block.run_bytes <= max_bytes;
+                    let fits = if is_overlapped { block.run_bytes.div_ceil(2) } else { max_bytes };
+                    let fits = (fits / block.elem_bytes).max(1) * block.elem_bytes;
                     for start in (0..block.run_bytes).step_by(fits as usize) {
                         let mut part = block.clone();
                         part.source_byte += start;
