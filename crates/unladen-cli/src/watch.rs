@@ -53,19 +53,23 @@ fn draw(what: &'static str, start_bytes: u64, stopped: &mpsc::Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(Duration::from_millis(100)) {
         let (done_bytes, total_bytes) = PROGRESS.get();
         if bar.is_none() && began.elapsed() >= Duration::from_secs(1) {
-            let new = ProgressBar::new(total_bytes.saturating_sub(start_bytes)).with_message(what);
-            let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-            new.set_style(
-                ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
-            );
-            bar = Some(new);
+            bar = Some(ProgressBar::no_length().with_message(what).with_elapsed(began.elapsed()));
         }
         if let Some(bar) = &bar {
+            // Work in another process, or that is not counted in bytes, still shows that it goes on.
+            let template = if total_bytes > start_bytes { BYTES } else { TIME };
+            bar.set_style(
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
             bar.set_length(total_bytes.saturating_sub(start_bytes));
             bar.set_position(done_bytes.saturating_sub(start_bytes));
+            bar.tick();
         }
     }
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
 }
+
+const BYTES: &str = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+const TIME: &str = "{msg} {spinner} {elapsed}";

@@ -13,6 +13,10 @@
 //!
 //! Data flows one way: [`source`] → [`format`](mod@format) → [`checkpoint`] → [`plan`] → [`engine`] → [`destination`].
 
+// Offsets become `usize` without loss, and numbers in memory are in the order that formats write them in.
+#[cfg(not(all(target_os = "linux", target_endian = "little", target_pointer_width = "64")))]
+compile_error!("unladen is for 64-bit little-endian Linux");
+
 pub mod checkpoint;
 pub mod contents;
 pub mod destination;
