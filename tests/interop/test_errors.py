@@ -1,11 +1,11 @@
 """What goes wrong is said once, with the file, the reason and what to try; nothing half written is left behind."""
-import shutil
+import os, shutil, signal, subprocess, time
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from unladen_cli import fails, ok, ok_json, run
+from unladen_cli import UNLADEN, fails, ok, ok_json, run
 
 
 @pytest.fixture
@@ -107,3 +107,41 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path):
     result = run("load", tmp_path / "evil.pth", "--json")
     assert not (tmp_path / "was-run").exists(), str(result)
     assert "system" in result.stderr, f"unsaid that the file names code:\n{result}"
+
+
+def test_a_pipe_is_an_error_and_no_wait(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for command in READERS: fails(1, *command, tmp_path / "pipe.pth", mentions=["pipe.pth"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_is_named(good):
+    (good / "good.pth").chmod(0)
+    for command in READERS: fails(1, *command, good / "good.pth", mentions=["good.pth", "Permission denied"])
+
+
+def test_names_of_files_that_are_no_text_work(good, tmp_path):
+    name = os.fsdecode(b"\xff odd\n'\".pth")
+    shutil.copy(good / "good.pth", tmp_path / name)
+    assert ok_json("load", tmp_path / name)["tensors"] == 2
+    ok("convert", tmp_path / name, tmp_path / f"to {name}")
+    assert sorted(torch.load(tmp_path / f"to {name}", weights_only=True)) == ["b", "w"]
+    ok("compare", tmp_path / name, "--dir", tmp_path / "work")
+
+
+def interrupted(folder, *words):
+    """Interrupts a save once its temporary file is there; what it left in the folder, its exit code and its words."""
+    before = set(folder.iterdir())
+    with subprocess.Popen([UNLADEN, *map(str, words)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+        began = time.monotonic()
+        while child.poll() is None and set(folder.iterdir()) == before and time.monotonic() - began < 60: time.sleep(0.001)
+        child.send_signal(signal.SIGINT)
+        stderr = child.communicate(timeout=60)[1]
+    return set(folder.iterdir()) - before, child.returncode, stderr
+
+
+@pytest.mark.parametrize("name", ["out.pth", "out.safetensors", "out"])
+def test_an_interrupted_save_leaves_nothing(tmp_path, name):
+    left, code, stderr = interrupted(tmp_path, "gpt2", "save", "--size", "medium", tmp_path / name)
+    assert (left, code) == (set(), 130), stderr
+    assert "cancelled" in stderr

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 import gpt2_torch
 from tensors import digest
@@ -69,9 +70,7 @@ def test_torch_computes_the_same_logits_from_a_file_saved_here(tmp_path, suffix)
     path = tmp_path / f"ours{suffix}"
     ok("gpt2", "save", "--size", "tiny", path, "--seed", 7)
     if suffix == ".pth": state = torch.load(path, weights_only=True, mmap=True)
-    else:
-        from safetensors.torch import load_file
-        state = load_file(path)
+    else: state = load_file(path)
     model = gpt2_torch.GPTModel(gpt2_torch.config("tiny")).eval()
     model.load_state_dict(state)  # strict: the notebook's names, masks included
     with torch.no_grad(): reference = model(torch.tensor([[5, 6, 7, 8]]))[0]
@@ -104,6 +103,27 @@ def test_logits_of_a_saved_transformers_model_are_the_same(tmp_path, tie):
     model, reference = hugging_face(tie)
     model.save_pretrained(tmp_path)
     assert_close(forward(tmp_path / "model.safetensors", [1, 2, 3, 200]), reference)
+
+
+def test_the_folder_of_a_saved_transformers_model_is_the_model(tmp_path):
+    model, reference = hugging_face()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert_close(forward(tmp_path, [1, 2, 3, 200]), reference)
+    row = ok_json("load", tmp_path, "--digest")
+    weights = load_file(tmp_path / "model.safetensors")
+    assert (row["tensors"], row["digest"]) == (len(weights), digest(weights))
+    assert row["page_cache_after_bytes"] == (tmp_path / "model.safetensors").stat().st_size, "other files are counted too"
+
+
+def test_a_model_that_transformers_computes_otherwise_loads_and_does_not_run(tmp_path):
+    config = dict(vocab_size=64, n_positions=16, n_embd=48, n_layer=1, n_head=4)
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**config, activation_function="relu")).save_pretrained(tmp_path / "relu")
+    transformers.GPTBigCodeForCausalLM(transformers.GPTBigCodeConfig(**config)).save_pretrained(tmp_path / "bigcode")
+    for kind, word in [("relu", "relu"), ("bigcode", "c_attn")]:
+        fails(1, "gpt2", "forward", tmp_path / kind, mentions=[kind, word])
+        row = ok_json("load", tmp_path / kind, "--digest", "--strategy", "naive")
+        assert row["digest"] == digest(load_file(tmp_path / kind / "model.safetensors"))
 
 
 def test_logits_of_a_transformers_state_dict_are_the_same(tmp_path):

@@ -1,9 +1,9 @@
 //! GPT-2 as a file: is this checkpoint one, what does it say, write a new one.
 
 use crate::watch;
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, fs, io::Read, path::Path};
 use unladen::{
-    Format, OpenCheckpoint, Result, StateDict, Strategy,
+    Error, Format, OpenCheckpoint, Result, StateDict, Strategy,
     checkpoint::Warning,
     error::Fault,
     save::{self, Entry, Output},
@@ -28,27 +28,55 @@ pub(crate) struct Kind {
 }
 
 /// Which GPT-2 this is; `None`: something else. `heads` is the user's word, else `config.json` beside it is asked.
+///
+/// Fails if it is one that cannot be run: a tensor is missing or has another shape, or `config.json` says that the
+/// model is computed otherwise, or makes no sense.
 pub(crate) fn recognise(checkpoint: &OpenCheckpoint, heads: Option<usize>) -> Result<Option<Kind>> {
-    let tensors =
-        || checkpoint.tensors.iter().map(|it| (it.name.as_str(), it.layout.dtype(), it.layout.shape()));
+    let of = |heads| {
+        let tensors =
+            checkpoint.tensors.iter().map(|it| (it.name.as_str(), it.layout.dtype(), it.layout.shape()));
+        unladen_gpt2::recognise(tensors, heads).map_err(|error| error.in_file(&checkpoint.path))
+    };
     let heads = match heads {
         Some(heads) => Some(heads),
-        None => heads_beside(checkpoint)?,
+        // Only Hugging Face's models come with a config.json: beside others, one is somebody else's. One head suits
+        // every width.
+        None => match of(Some(1))? {
+            Some((_, Naming::HuggingFace { .. })) => heads_beside(checkpoint)?,
+            Some((_, Naming::Notebook)) => None,
+            None => return Ok(None),
+        },
     };
-    let kind = unladen_gpt2::recognise(tensors(), heads).map_err(|error| error.in_file(&checkpoint.path))?;
-    Ok(kind.map(|(config, naming)| Kind { config, naming }))
+    Ok(of(heads)?.map(|(config, naming)| Kind { config, naming }))
+}
+
+/// Which GPT-2 this is, for those who can do without: the error says why there is no forward pass on the probe.
+pub(crate) fn recognise_or_skip(checkpoint: &OpenCheckpoint, heads: Option<usize>) -> Result<Kind, String> {
+    let kind = recognise(checkpoint, heads).map_err(|error| error.to_string())?;
+    let Kind { config, naming } = kind.ok_or("this is no GPT-2")?;
+    if config.context_length < PROBE.len() || PROBE.iter().any(|&it| it as usize >= config.vocab_size) {
+        return Err(format!("this GPT-2 is too small for tokens {PROBE:?}"));
+    }
+    Ok(Kind { config, naming })
 }
 
 fn heads_beside(checkpoint: &OpenCheckpoint) -> Result<Option<usize>> {
     let folder =
         if checkpoint.path.is_dir() { Some(checkpoint.path.as_path()) } else { checkpoint.path.parent() };
-    let Some(path) = folder.map(|it| it.join("config.json")) else { return Ok(None) };
-    match fs::read_to_string(&path) {
-        // Somebody else's config.json is no reason not to load.
-        Ok(text) => unladen_gpt2::n_heads_from_config_json(&text).map_err(|error| error.in_file(&path)),
-        Err(_) => Ok(None),
-    }
+    let Some(path) = folder.map(|it| it.join("config.json")).filter(|it| it.is_file()) else {
+        return Ok(None);
+    };
+    let read = || {
+        let mut text = String::new();
+        fs::File::open(&path)?.take(MAX_CONFIG_BYTES).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = read().map_err(|source| Error::io(&path, "read it", source))?;
+    unladen_gpt2::n_heads_from_config_json(&text).map_err(|error| error.in_file(&path))
 }
+
+/// No `config.json` is larger; one that is ends where no JSON does.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Gives a tensor of this name its values.
 type InitialValues = dyn Fn(&str, &mut [u8]) + Sync;
@@ -62,7 +90,7 @@ pub(crate) fn initial_values(
     if !matches!(strategy, Strategy::Naive | Strategy::Sequential) {
         return None;
     }
-    let Kind { config, naming } = recognise(checkpoint, heads).ok()??;
+    let Kind { config, naming } = recognise_or_skip(checkpoint, heads).ok()?;
     let tensors = (naming == Naming::Notebook).then(|| init::tensors(&config).ok())??;
     let tensors: HashMap<_, _> = tensors.into_iter().map(|it| (it.name.clone(), it)).collect();
     Some(Box::new(move |name, bytes| match tensors.get(name) {
@@ -77,9 +105,11 @@ pub(crate) fn forward(state: &StateDict<'_>, kind: &Kind, tokens: &[u32]) -> Res
 }
 
 /// Passes the prompt and its greedy continuation to `show`, piece by piece; returns how many tokens were added.
+/// Stops with `Cancelled` between two tokens; `path` is the model's.
 pub(crate) fn generate(
     state: &StateDict<'_>,
     kind: &Kind,
+    path: &Path,
     prompt: &str,
     n_new: usize,
     mut show: impl FnMut(&str),
@@ -89,6 +119,7 @@ pub(crate) fn generate(
     let model = Gpt2::new(state, kind.config, kind.naming)?;
     let mut n_shown_bytes = 0;
     for token in model.generate(&tokens.clone(), n_new, Some(text::END_OF_TEXT))? {
+        watch::progress().check(path)?;
         tokens.push(token);
         let text = text::decode(&tokens)?;
         // A character may take several tokens: what is not whole yet waits.

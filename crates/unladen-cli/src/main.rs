@@ -25,6 +25,11 @@ fn main() -> ExitCode {
         Command::Gpt2(Gpt2Command::Forward(args)) => commands::gpt2::forward(args),
         Command::Gpt2(Gpt2Command::Generate(args)) => commands::gpt2::generate(args),
     };
+    let result = match (out::early_end(), result) {
+        // The write that failed stopped the work.
+        (Some(end), Ok(()) | Err(Error::Cancelled { .. })) => end,
+        (_, result) => result,
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -92,13 +92,15 @@ const FORWARD_KEYS: &[(&str, &[&str])] = &[
     ("add_cross_attention", &["false"]),
 ];
 
+const WITHOUT_CONFIG: &str = "mend the file, or give the number of heads (--heads) and it is not asked";
+
 /// The number of heads in the `config.json` of a Hugging Face model. `None`: it does not say.
 ///
 /// Fails with `Corrupt` if the text is no JSON object, and with `Unsupported` if the model is computed otherwise than
 /// here (another activation, another scale), which its tensors would not show.
 pub fn n_heads_from_config_json(text: &str) -> Result<Option<usize>> {
     let json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
-        .map_err(|error| Fault::new("a JSON object", error.to_string()).corrupt())?;
+        .map_err(|error| Fault::new("a JSON object", error.to_string()).hint(WITHOUT_CONFIG).corrupt())?;
     for &(key, values) in FORWARD_KEYS {
         let found = json.get(key).map(|it| it.to_string());
         let is_known = |found: &String| {
@@ -113,7 +115,7 @@ pub fn n_heads_from_config_json(text: &str) -> Result<Option<usize>> {
     }
     let Some(n_heads) = json.get("n_head") else { return Ok(None) };
     let number = n_heads.as_u64().and_then(|it| usize::try_from(it).ok());
-    let wrong = || Fault::new("a number as \"n_head\"", n_heads.to_string()).corrupt();
+    let wrong = || Fault::new("a number as \"n_head\"", n_heads.to_string()).hint(WITHOUT_CONFIG).corrupt();
     number.map(Some).ok_or_else(wrong)
 }
 

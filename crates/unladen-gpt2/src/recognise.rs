@@ -72,7 +72,7 @@ fn config_of(tensors: &[Listed<'_>], naming: Naming, n_heads: Option<usize>) -> 
             "a number of heads",
             format!("none known for emb_dim {emb_dim}, and shapes do not show it"),
         )
-        .hint("give the number of heads; it is `n_head` in the model's config.json")
+        .hint("give the number of heads (--heads); it is `n_head` in the model's config.json")
         .mismatch()
     })?;
     let config = Config { vocab_size, context_length, emb_dim, n_layers, n_heads };

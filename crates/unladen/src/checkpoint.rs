@@ -111,7 +111,7 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// The files, by [`FileId`].
     pub files: Vec<FileStamp>,
-    /// The storages, by [`StorageId`](crate::tensor::StorageId).
+    /// The storages, by [`StorageId`].
     pub storages: Vec<Storage>,
     /// Boxes of tensors that are stored in several.
     pub extents: Vec<Extent>,

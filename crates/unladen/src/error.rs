@@ -190,7 +190,7 @@ impl Error {
             Error::Mismatch(_) => "look at both sides with `unladen inspect`",
             Error::Io { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => "check the path",
-                io::ErrorKind::PermissionDenied => "check who may read the file",
+                io::ErrorKind::PermissionDenied => "check who may read the file, or write to its folder",
                 io::ErrorKind::StorageFull => "free some disk space, or choose another folder",
                 io::ErrorKind::OutOfMemory => {
                     "close other programs, or use `stream`, which needs no copy beside the model"

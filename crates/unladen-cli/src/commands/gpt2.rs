@@ -48,7 +48,8 @@ pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
 pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     let (loaded, kind) = load(&args.file, args.strategy, args.heads)?;
     let began = Instant::now();
-    let n_tokens = gpt2_file::generate(&loaded.state, &kind, &args.prompt, args.tokens, out::result_piece)?;
+    let n_tokens =
+        gpt2_file::generate(&loaded.state, &kind, &args.file, &args.prompt, args.tokens, out::result_piece)?;
     let generate_s = began.elapsed().as_secs_f64();
     out::result("");
     out::words(&format!("{n_tokens} tokens in {} s", human::seconds(generate_s)));
@@ -61,6 +62,7 @@ fn load(path: &Path, strategy: Strategy, heads: Option<usize>) -> Result<(Loaded
     let kind = gpt2_file::recognise(&checkpoint, heads)?.ok_or_else(|| {
         let found = format!("{} tensors of other names", checkpoint.tensors.len());
         Fault::new("the tensors of a GPT-2, in the notebook's names or Hugging Face's", found)
+            .hint("`unladen load` and `unladen compare` take any checkpoint")
             .mismatch()
             .in_file(path)
     })?;

@@ -1,7 +1,7 @@
 //! `unladen load`: one load, measured. `compare` runs it in a fresh process per strategy.
 
 use crate::{args::LoadArgs, gpt2_file, human, out, row::Row, watch};
-use std::{fs, path::Path, path::PathBuf, time::Instant};
+use std::{collections::HashMap, fs, path::Path, path::PathBuf, time::Instant};
 use unladen::{
     Error, Loaded, OpenCheckpoint, PlanOptions, Result, RunOptions, Strategy, memory,
     memory::{Method, Peaks},
@@ -10,7 +10,9 @@ use unladen::{
 
 pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let path = &args.file;
-    let page_cache_before_bytes = cached_bytes(path);
+    // Asked before the headers are read, which would change the answer, so of every file that may belong to it.
+    let cached_before: HashMap<_, _> =
+        candidates(path).into_iter().map(|it| (it.clone(), cached_bytes(&it))).collect();
     let method = if args.strategy.maps_files() { Method::Sampled } else { Method::HighWater };
     // A mapping is read when it is touched, so its pages are watched through the forward pass too.
     let (result, through_forward) = memory::measure(Method::Sampled, || {
@@ -23,6 +25,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         Ok::<_, Error>((checkpoint, loaded, load_s, predicted, forward_s, measured))
     });
     let (checkpoint, loaded, load_s, predicted, forward_s, measured) = result?;
+    let files = || checkpoint.files.iter().map(|it| &it.path);
     let mut row = Row {
         strategy: args.strategy.to_string(),
         load_s,
@@ -39,8 +42,8 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         measured_by: measured.method.name().to_owned(),
         notebook_rss_bytes: measured.polled_rss_bytes,
         cgroup_peak_bytes: memory::cgroup_peak_bytes(),
-        page_cache_before_bytes,
-        page_cache_after_bytes: cached_bytes(path),
+        page_cache_before_bytes: files().map(|file| cached_before.get(file).copied().flatten()).sum(),
+        page_cache_after_bytes: files().map(|file| cached_bytes(file)).sum(),
         digest: None,
         forward_s,
     };
@@ -73,14 +76,20 @@ fn load(path: &Path, args: &LoadArgs) -> Result<(OpenCheckpoint, Loaded<'static>
     Ok((checkpoint, loaded, began.elapsed().as_secs_f64(), plan.predicted()))
 }
 
-/// The proof: seconds of the forward pass, its last logits in a file. `None` if this is no GPT-2.
+/// The proof: seconds of the forward pass, its last logits in a file. `None` (said why) if it cannot be run.
 fn forward(
     checkpoint: &OpenCheckpoint,
     loaded: &Loaded<'_>,
     heads: Option<usize>,
     to: &Path,
 ) -> Result<Option<f64>> {
-    let Some(kind) = gpt2_file::recognise(checkpoint, heads)? else { return Ok(None) };
+    let kind = match gpt2_file::recognise_or_skip(checkpoint, heads) {
+        Ok(kind) => kind,
+        Err(reason) => {
+            out::words(&format!("forward pass skipped: {reason}"));
+            return Ok(None);
+        }
+    };
     let began = Instant::now();
     let logits = gpt2_file::forward(&loaded.state, &kind, &gpt2_file::PROBE)?;
     let forward_s = began.elapsed().as_secs_f64();
@@ -89,21 +98,25 @@ fn forward(
     Ok(Some(forward_s))
 }
 
-/// What the page cache holds of a checkpoint, without opening it as one: reading headers would change the answer.
-pub(crate) fn cached_bytes(path: &Path) -> Option<u64> {
-    files_of(path)
-        .iter()
-        .map(|file| {
-            let open = fs::File::open(file).ok()?;
-            memory::cached_bytes(&open, open.metadata().ok()?.len())
-        })
-        .sum()
+/// What the page cache holds of a file, if the system tells.
+fn cached_bytes(file: &Path) -> Option<u64> {
+    let open = fs::File::open(file).ok()?;
+    memory::cached_bytes(&open, open.metadata().ok()?.len())
 }
 
-/// The file itself, or every file of a folder.
+/// The file itself, or every file of a folder: a checkpoint consists of some of them. A pipe is none, and would hang.
+fn candidates(path: &Path) -> Vec<PathBuf> {
+    let paths = match fs::read_dir(path) {
+        Ok(entries) => entries.filter_map(|it| Some(it.ok()?.path())).collect(),
+        Err(_) => vec![path.to_owned()],
+    };
+    paths.into_iter().filter(|it| it.is_file()).collect()
+}
+
+/// The files of a checkpoint, which are not all that its folder holds. None if it does not open.
 pub(crate) fn files_of(path: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(path) else { return vec![path.to_owned()] };
-    entries.filter_map(|it| it.ok().map(|it| it.path())).filter(|it| it.is_file()).collect()
+    let stamps = unladen::open(path).map(|it| it.files().stamps()).unwrap_or_default();
+    stamps.into_iter().map(|it| it.path).collect()
 }
 
 fn print(row: &Row, strategy: Strategy) {

@@ -78,8 +78,12 @@ pub(super) fn check_free(output: &Output<'_>, is_folder: bool) -> Result<()> {
     }
     match output.overwrite {
         true => Ok(()),
-        false => Err(Error::io(path, "write the output", io::ErrorKind::AlreadyExists.into())),
+        false => Err(Error::io(path, "write the output", exists())),
     }
+}
+
+fn exists() -> io::Error {
+    io::Error::new(io::ErrorKind::AlreadyExists, "it is there already")
 }
 
 /// The `.pt` files of a folder, and whether they are all that it holds.
@@ -227,7 +231,7 @@ fn rename(from: &Path, output: &Output<'_>) -> Result<()> {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
             if to.symlink_metadata().is_ok() {
                 match output.overwrite {
-                    false => return Err(failed(io::ErrorKind::AlreadyExists.into())),
+                    false => return Err(failed(exists())),
                     true if is_folder => remove_folder(to)?,
                     true => {}
                 }

@@ -1,0 +1,403 @@
+//! The program as a script sees it: what it prints where, how it exits, and what it leaves behind.
+
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+const STRATEGIES: [&str; 7] = ["naive", "sequential", "meta", "mmap", "mmap-copy", "per-tensor", "stream"];
+
+fn unladen() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_unladen"));
+    command.stdin(Stdio::null());
+    command
+}
+
+fn sample(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../unladen/tests/fixtures/samples").join(name)
+}
+
+fn gpt2(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../unladen-gpt2/tests/fixtures").join(name)
+}
+
+/// What `samples/expected.json` says.
+fn expected() -> Value {
+    serde_json::from_slice(&fs::read(sample("expected.json")).unwrap()).unwrap()
+}
+
+/// Runs `unladen WORDS FILES`.
+fn run(words: &str, files: &[&Path]) -> Output {
+    let output = unladen().args(words.split_whitespace()).args(files).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(!words.contains("panicked"), "{words}");
+    assert!(!words.contains('\x1b') && !output.stdout.contains(&0x1b), "terminal codes in a pipe: {words}");
+    output
+}
+
+/// Runs `unladen WORDS FILES`, which has to succeed: what it prints, and the words about it.
+fn ok(words: &str, files: &[&Path]) -> (String, String) {
+    let output = run(words, files);
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
+    assert!(output.status.success(), "{words} {files:?}: {stderr}");
+    (stdout, stderr)
+}
+
+/// The one JSON value that a command prints.
+fn ok_json(words: &str, files: &[&Path]) -> Value {
+    serde_json::from_str(&ok(words, files).0).unwrap()
+}
+
+/// Runs `unladen WORDS FILES`, which has to fail without a result: the words.
+fn fails(code: i32, words: &str, files: &[&Path]) -> String {
+    let output = run(words, files);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{words} {files:?}: {stderr}");
+    assert!(output.stdout.is_empty() && !stderr.is_empty(), "a result beside an error: {words} {files:?}");
+    assert!(code != 1 || (stderr.contains("error: ") && stderr.contains("\nhint: ")), "{stderr}");
+    stderr
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+fn digest_of(path: &Path) -> Value {
+    ok_json("load --json --digest", &[path])["digest"].clone()
+}
+
+/// The lines of `compare --json`, and the words about them.
+fn compared(words: &str, dir: &Path, file: &Path) -> (Vec<Value>, String) {
+    let (rows, words) = ok(&format!("compare --json {words} --dir"), &[dir, file]);
+    (rows.lines().map(|it| serde_json::from_str(it).unwrap()).collect(), words)
+}
+
+/// A safetensors file of zeros, its bytes a hole.
+fn zeros(path: &Path, tensors: &[(&str, &[u64])]) {
+    let mut end_byte = 0;
+    let entries = tensors.iter().map(|(name, shape)| {
+        let start_byte = end_byte;
+        end_byte += 4 * shape.iter().product::<u64>();
+        let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start_byte, end_byte] });
+        ((*name).to_owned(), entry)
+    });
+    let header = Value::Object(entries.collect()).to_string();
+    let mut file = fs::File::create(path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + end_byte).unwrap();
+}
+
+#[test]
+fn inspect_lists_names_dtypes_shapes_and_strides() {
+    let listing = ok_json("inspect --json", &[&sample("layouts.pt")]);
+    let keys = |it: &Value| it.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+    assert_eq!(keys(&listing), "format open_s tensors warnings");
+    assert_eq!((&listing["format"], &listing["warnings"]), (&json!("pth"), &json!([])));
+    assert!(listing["open_s"].as_f64().unwrap() > 0.0);
+    let wanted = expected()["layouts.pt"]["tensors"].clone();
+    let (found, wanted) = (listing["tensors"].as_array().unwrap(), wanted.as_array().unwrap());
+    assert_eq!(found.len(), wanted.len());
+    for (found, wanted) in found.iter().zip(wanted) {
+        assert_eq!(keys(found), "dtype name shape stride");
+        for key in ["name", "dtype", "shape", "stride"] {
+            assert_eq!(found[key], wanted[key], "{wanted}");
+        }
+    }
+}
+
+#[test]
+fn inspect_hashes_what_pytorch_hashed() {
+    let names =
+        ["layouts.pt", "all_dtypes.pt", "all_dtypes.safetensors", "big_endian.pt", "per_tensor", "tied.pt"];
+    for name in names {
+        let listing = ok_json("inspect --json --hash sha256", &[&sample(name)]);
+        let found = listing["tensors"].as_array().unwrap();
+        let wanted = &expected()[name]["torch"];
+        assert_eq!(found.len(), wanted.as_object().unwrap().len(), "{name}");
+        for it in found {
+            let wanted = &wanted[it["name"].as_str().unwrap()];
+            assert_eq!((&it["sha256"], &it["shape"]), (&wanted["sha256"], &wanted["shape"]), "{name}: {it}");
+        }
+    }
+}
+
+#[test]
+fn every_sample_loads_with_its_digest_or_says_why_not() {
+    let mut n_loaded = 0;
+    for (name, wanted) in expected().as_object().unwrap() {
+        let output = run("load --json --digest", &[&sample(name)]);
+        if !output.status.success() {
+            let error = fails(1, "load --json --digest", &[&sample(name)]);
+            assert!(error.contains("legacy") || error.contains("deflated"), "{error}");
+            continue;
+        }
+        let row: Value = serde_json::from_slice(&output.stdout).unwrap();
+        // A checkpoint with tensors on the meta device has none: there are no bytes to hash.
+        if let Some(digest) = wanted["digest"].as_str() {
+            assert_eq!((&row["digest"], &row["tensors"]), (&json!(digest), &wanted["n_tensors"]), "{name}");
+        }
+        n_loaded += 1;
+    }
+    assert!(n_loaded >= 40, "{n_loaded}");
+}
+
+#[test]
+fn load_tells_what_every_strategy_took_and_the_ledger_is_the_prediction() {
+    let path = gpt2("notebook.safetensors");
+    let bytes =
+        ok_json("inspect --json", &[&path])["tensors"].as_array().unwrap().iter().fold(0, |sum, it| {
+            let sizes = it["shape"].as_array().unwrap().iter().map(|it| it.as_u64().unwrap());
+            sum + 4 * sizes.product::<u64>()
+        });
+    let mut digests = Vec::new();
+    for strategy in STRATEGIES {
+        let row = ok_json(&format!("load --json --digest --strategy {strategy}"), &[&path]);
+        assert_eq!((&row["strategy"], &row["tensors"]), (&json!(strategy), &json!(39)));
+        assert_eq!(row["bytes"], json!(bytes));
+        assert!(row["load_s"].as_f64().unwrap() > 0.0);
+        for key in ["device_peak_bytes", "host_peak_anon_bytes", "host_peak_rss_bytes", "mapped_peak_bytes"] {
+            assert!(row[key].is_u64() && row[format!("predicted_{key}")].is_u64(), "{key}: {row}");
+        }
+        assert_eq!(row["device_peak_bytes"], row["predicted_device_peak_bytes"], "{row}");
+        assert!(row["measured_by"].is_string() && row["notebook_rss_bytes"].is_u64(), "{row}");
+        digests.push(row["digest"].clone());
+    }
+    assert!(digests[0].is_string());
+    assert_eq!(digests, vec![digests[0].clone(); STRATEGIES.len()]);
+    assert_eq!(ok_json("load --json", &[&path]).get("digest"), None);
+    let (shown, _) = ok("load --digest", &[&path]);
+    assert!(shown.starts_with("39 tensors, ") && shown.contains(digests[0].as_str().unwrap()), "{shown}");
+}
+
+#[test]
+fn a_tour_of_the_formats_keeps_the_digest() {
+    for (name, stations) in [
+        ("state_dict.pt", &["b.safetensors", "c", "d.pth", "e/", "f.safetensors", "g.pth"][..]),
+        ("all_dtypes.safetensors", &["b.pth", "c", "d.safetensors", "e.bin"]),
+        ("layouts.pt", &["b", "c.pth", "d.safetensors"]),
+        ("odd_names.safetensors", &["b.pth", "c", "d.pt"]),
+        ("tied.pt", &["b.pth", "c.safetensors"]),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let mut from = sample(name);
+        let digest = digest_of(&from);
+        for station in stations {
+            let to = folder.path().join(station);
+            let (shown, words) = ok("convert", &[&from, &to]);
+            assert_eq!(shown, "", "the file is the result; words go to stderr");
+            assert!(words.contains(station), "{words}");
+            assert_eq!(digest_of(&to), digest, "{name} as {station}");
+            from = to;
+        }
+        assert_eq!(names_in(folder.path()).len(), stations.len(), "something is left over");
+    }
+}
+
+#[test]
+fn compare_loads_a_gpt2_in_every_way_and_runs_it() {
+    let folder = TempDir::new().unwrap();
+    let (rows, words) = compared("", folder.path(), &gpt2("hf.safetensors"));
+    assert_eq!(rows.iter().map(|it| it["strategy"].as_str().unwrap()).collect::<Vec<_>>(), STRATEGIES);
+    for row in &rows {
+        assert_eq!(row["digest"], rows[0]["digest"]);
+        assert!(row["forward_s"].as_f64().unwrap() > 0.0, "{row}");
+        assert_eq!(row["device_peak_bytes"], row["predicted_device_peak_bytes"], "{row}");
+    }
+    assert!(words.contains('`'), "no advice: {words}");
+    assert_eq!(names_in(folder.path()), ["hf-params"], "scratch files are left over");
+}
+
+#[test]
+fn compare_takes_what_is_no_gpt2() {
+    let folder = TempDir::new().unwrap();
+    let (rows, words) = compared("", folder.path(), &sample("nested.pt"));
+    assert_eq!(rows.len(), STRATEGIES.len());
+    assert!(rows.iter().all(|it| it["digest"].is_string() && it["digest"] == rows[0]["digest"]), "{rows:?}");
+    assert!(rows.iter().all(|it| it.get("forward_s").is_none()), "{rows:?}");
+    assert!(words.contains("no GPT-2"), "{words}");
+}
+
+#[test]
+fn compare_without_json_prints_a_row_for_each_strategy_asked_for() {
+    let folder = TempDir::new().unwrap();
+    let (table, _) = ok("compare --strategies mmap,stream --dir", &[folder.path(), &sample("state_dict.pt")]);
+    let has_row = |name: &str| table.lines().any(|it| it.split_whitespace().next() == Some(name));
+    assert!(has_row("mmap") && has_row("stream") && !has_row("naive"), "{table}");
+}
+
+#[test]
+fn gpt2_runs_in_every_naming_and_a_saved_one_comes_from_its_seed() {
+    for name in ["notebook.safetensors", "hf.safetensors", "hf-headless.safetensors"] {
+        let found = ok_json("gpt2 forward --json --tokens 3,96,0", &[&gpt2(name)]);
+        assert_eq!(found["shape"], json!([3, 97]));
+        assert_eq!(found["logits"].as_array().unwrap().len(), 3 * 97);
+    }
+    let folder = TempDir::new().unwrap();
+    let [one, same, other] = ["one.pth", "same.safetensors", "other.pth"].map(|it| folder.path().join(it));
+    ok("gpt2 save --size tiny --seed 7", &[&one]);
+    ok("gpt2 save --size tiny --seed 7", &[&same]);
+    ok("gpt2 save --size tiny --seed 8", &[&other]);
+    assert_eq!(digest_of(&one), digest_of(&same));
+    assert_ne!(digest_of(&one), digest_of(&other));
+    assert!(ok("gpt2 generate --tokens 3 --prompt Hello", &[&one]).0.starts_with("Hello"));
+}
+
+#[test]
+fn a_model_that_is_nearly_a_gpt2_loads_and_does_not_run() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("bigcode.safetensors");
+    // Attention with one key and one value for all heads, under GPT-2's names.
+    let tensors: &[(&str, &[u64])] = &[
+        ("transformer.wte.weight", &[97, 64]),
+        ("transformer.wpe.weight", &[16, 64]),
+        ("transformer.h.0.ln_1.weight", &[64]),
+        ("transformer.h.0.ln_1.bias", &[64]),
+        ("transformer.h.0.attn.c_attn.weight", &[96, 64]),
+    ];
+    zeros(&path, tensors);
+    let error = fails(1, "gpt2 forward", &[&path]);
+    assert!(error.contains("`transformer.h.0.attn.c_attn.weight`") && error.contains("[96, 64]"), "{error}");
+    let (_, words) = ok("load --logits-to", &[&folder.path().join("logits"), &path]);
+    assert!(words.contains("forward pass skipped: ") && words.contains("c_attn"), "{words}");
+    assert_eq!(names_in(folder.path()), ["bigcode.safetensors"]);
+}
+
+#[test]
+fn config_json_gives_the_heads_of_hugging_faces_models_and_is_asked_for_no_other() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let [model, notebook, other] = [at("model.safetensors"), at("notebook.safetensors"), at("other.pt")];
+    fs::copy(gpt2("hf.safetensors"), &model).unwrap();
+    fs::copy(gpt2("notebook.safetensors"), &notebook).unwrap();
+    fs::copy(sample("state_dict.pt"), &other).unwrap();
+    let logits = |path: &Path| ok_json("gpt2 forward --json", &[path])["logits"].clone();
+    let four_heads = logits(&model);
+    fs::write(at("config.json"), r#"{"model_type": "gpt2", "n_head": 2}"#).unwrap();
+    assert_ne!(logits(&model), four_heads);
+    assert_eq!(logits(folder.path()), logits(&model), "a folder is its model");
+    let broken =
+        [("{ broken", "JSON"), ("{\"n_head\": \"x\"}", "n_head"), ("{\"model_type\": \"llama\"}", "llama")];
+    for (text, word) in broken {
+        fs::write(at("config.json"), text).unwrap();
+        let error = fails(1, "gpt2 forward", &[&model]);
+        assert!(error.contains("config.json: ") && error.contains(word), "{error}");
+        ok("gpt2 forward --heads 4", &[&model]);
+        ok("gpt2 forward", &[&notebook]);
+        for path in [&model, &notebook, &other] {
+            ok("load --strategy naive", &[path]);
+        }
+    }
+}
+
+#[test]
+fn whose_fault_it_is_shows_in_the_exit_code() {
+    let folder = TempDir::new().unwrap();
+    let file = sample("state_dict.pt");
+    for words in ["", "load", "convert", "gpt2"] {
+        fails(2, words, &[]);
+    }
+    for words in
+        ["load --strategy magic", "load --device abacus", "inspect --hash md5", "gpt2 save --size huge"]
+    {
+        fails(2, words, &[&file]);
+    }
+    let (nowhere, empty, pipe) =
+        (folder.path().join("nowhere.pth"), folder.path().join("empty"), folder.path().join("pipe"));
+    fs::create_dir(&empty).unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for command in ["inspect", "load", "compare", "gpt2 forward", "gpt2 generate"] {
+        assert!(fails(1, command, &[&nowhere]).contains("nowhere.pth"));
+        assert!(fails(1, command, &[&empty]).contains("empty"));
+        // Opened like a file it would hang.
+        assert!(fails(1, command, &[&pipe]).contains("found a pipe"));
+    }
+}
+
+#[test]
+fn what_is_in_the_way_stays_unless_forced() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::copy(sample("state_dict.pt"), at("in.pt")).unwrap();
+    fs::write(at("there.pth"), "precious").unwrap();
+    std::os::unix::fs::symlink(at("in.pt"), at("link.pt")).unwrap();
+    let before = names_in(folder.path());
+    assert!(fails(1, "convert", &[&at("in.pt"), &at("there.pth")]).contains("--force"));
+    assert!(fails(1, "gpt2 save --size tiny", &[&at("there.pth")]).contains("--force"));
+    for same in ["in.pt", "link.pt"] {
+        assert!(fails(1, "convert --force", &[&at("in.pt"), &at(same)]).contains("same file"));
+    }
+    assert!(fails(1, "convert", &[&at("in.pt"), &at("no/such/out.pth")]).contains("no/such/out.pth"));
+    assert!(fails(1, "convert", &[&at("in.pt"), &at("out.gguf")]).contains(".gguf"));
+    assert_eq!(fs::read(at("there.pth")).unwrap(), b"precious");
+    assert_eq!(names_in(folder.path()), before);
+    ok("convert --force", &[&at("in.pt"), &at("there.pth")]);
+    assert_eq!(digest_of(&at("there.pth")), digest_of(&at("in.pt")));
+    assert_eq!(names_in(folder.path()), before);
+}
+
+#[test]
+fn an_interrupted_save_leaves_nothing_behind() {
+    let folder = TempDir::new().unwrap();
+    let input = folder.path().join("in.safetensors");
+    zeros(&input, &[("w", &[1 << 28])]);
+    for (words, name) in [("convert", "out.pth"), ("convert", "out"), ("convert --to safetensors", "out")] {
+        let mut command = unladen();
+        command.args(words.split_whitespace()).arg(&input).arg(folder.path().join(name));
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let began = Instant::now();
+        while names_in(folder.path()).len() == 1 && began.elapsed() < Duration::from_secs(60) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(interrupted.success());
+        let output = child.wait_with_output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "{words}");
+        assert!(words.contains("cancelled"), "{words}");
+        assert_eq!(names_in(folder.path()), ["in.safetensors"]);
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_program_quietly() {
+    let mut command = unladen();
+    command.args(["inspect", "--json"]).arg(sample("many.pt")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
+    // Where nobody listens to the words, the exit code still tells.
+    let mut child = unladen().args(["load", "/nowhere"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_no_success() {
+    let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else { return };
+    let output = unladen().arg("inspect").arg(sample("state_dict.pt")).stdout(full).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains("cannot write the result"), "{words}");
+}
+
+#[test]
+fn names_that_steer_a_terminal_are_shown_and_not_obeyed() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("red\x1b[31m.safetensors");
+    zeros(&file, &[("w\x1b[31m", &[2])]);
+    let (shown, _) = ok("inspect", &[&file]);
+    assert!(shown.contains("w\\u{1b}[31m"), "{shown}");
+    assert!(fails(1, "gpt2 forward", &[&file]).contains("red\\u{1b}[31m"));
+    ok("compare --strategies stream,per-tensor --dir", &[&folder.path().join("bench"), &file]);
+}
