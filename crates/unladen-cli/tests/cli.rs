@@ -270,6 +270,15 @@ fn a_model_that_is_nearly_a_gpt2_loads_and_does_not_run() {
     let (_, words) = ok("load --logits-to", &[&folder.path().join("logits"), &path]);
     assert!(words.contains("forward pass skipped: ") && words.contains("c_attn"), "{words}");
     assert_eq!(names_in(folder.path()), ["bigcode.safetensors"]);
+    let (rows, words) = compared("", &folder.path().join("bench"), &path);
+    assert!(
+        rows.iter().all(|it| it["digest"] == rows[0]["digest"] && it.get("forward_s").is_none()),
+        "{rows:?}"
+    );
+    assert!(
+        words.contains("forward pass") && words.contains("c_attn"),
+        "unsaid that it was skipped: {words}"
+    );
 }
 
 #[test]
@@ -296,6 +305,8 @@ fn config_json_gives_the_heads_of_hugging_faces_models_and_is_asked_for_no_other
         for path in [&model, &notebook, &other] {
             ok("load --strategy naive", &[path]);
         }
+        let (_, words) = compared("--strategies stream", &at("bench"), &model);
+        assert!(words.contains("forward pass") && words.contains(word), "{words}");
     }
 }
 

@@ -30,35 +30,28 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     let strategies =
         if args.strategies.is_empty() { Strategy::all().collect() } else { args.strategies.clone() };
-    let folder =
-        if strategies.contains(&Strategy::PerTensor) { folder_of(&checkpoint, &mut bench) } else { None };
-    introduce(&checkpoint, args)?;
+    let wants_folder = strategies.contains(&Strategy::PerTensor);
+    let folder = if wants_folder { folder_of(&checkpoint, &mut bench) } else { Ok(path.clone()) };
+    introduce(&checkpoint, args);
 
     let mut outcomes = Vec::new();
     for strategy in strategies {
         watch::progress().check(&path)?;
-        let file = match (strategy, &folder) {
-            (Strategy::PerTensor, Some(folder)) => folder,
-            _ => &path,
-        };
-        let outcome = match (strategy, &folder) {
-            (Strategy::PerTensor, None) => Outcome {
-                strategy,
-                result: Err(
-                    "needs the checkpoint as one file per tensor, and there was no place for it".to_owned()
-                ),
-                logits: None,
-            },
-            _ => one(strategy, file, args, &bench)?,
-        };
-        outcomes.push(outcome);
+        outcomes.push(match (strategy, &folder) {
+            (Strategy::PerTensor, Ok(folder)) => one(strategy, folder, args, &bench)?,
+            (Strategy::PerTensor, Err(error)) => {
+                let reason = format!("the checkpoint could not be saved as one file per tensor: {error}");
+                Outcome { strategy, result: Err(reason), logits: None }
+            }
+            _ => one(strategy, &path, args, &bench)?,
+        });
     }
     report::print(&outcomes, &checkpoint, args);
     agree(&outcomes, &path)
 }
 
 /// Says what is compared and how, before it takes its time.
-fn introduce(checkpoint: &OpenCheckpoint, args: &CompareArgs) -> Result<()> {
+fn introduce(checkpoint: &OpenCheckpoint, args: &CompareArgs) {
     let cache = if args.cold {
         "cold: dropped from the page cache before each load"
     } else {
@@ -70,20 +63,19 @@ fn introduce(checkpoint: &OpenCheckpoint, args: &CompareArgs) -> Result<()> {
         checkpoint.tensors.len(),
         human::bytes(checkpoint.len_bytes())
     ));
-    if gpt2_file::recognise(checkpoint, args.heads)?.is_none() {
-        out::words(
-            "this is no GPT-2: zeroed tensors of its shapes stand for the model, and the forward pass is skipped",
-        );
+    if let Err(reason) = gpt2_file::recognise_or_skip(checkpoint, args.heads) {
+        out::words(&format!(
+            "{reason}: zeroed tensors of its shapes stand for the model, and the forward pass is skipped"
+        ));
     }
-    Ok(())
 }
 
-/// The checkpoint as one file per tensor: itself, or saved again. `None` (said) where that does not work.
-fn folder_of(checkpoint: &OpenCheckpoint, bench: &mut Workbench) -> Option<PathBuf> {
-    if checkpoint.format == Format::Folder {
-        return Some(checkpoint.path.clone());
+/// The checkpoint as one file per tensor: itself, or saved again.
+fn folder_of(checkpoint: &OpenCheckpoint, bench: &mut Workbench) -> Result<PathBuf> {
+    match checkpoint.format {
+        Format::Folder => Ok(checkpoint.path.clone()),
+        _ => bench.folder_of(checkpoint),
     }
-    bench.folder_of(checkpoint).map_err(|error| out::words(&format!("per-tensor is left out: {error}"))).ok()
 }
 
 /// One strategy in a process of its own.

@@ -23,6 +23,10 @@ pub(super) fn write(
     tensors: &[Checked<'_>],
     source: &mut Source<'_, '_>,
 ) -> Result<Vec<Warning>> {
+    if tensors.is_empty() {
+        let hint = "write a single file instead";
+        return Err(Fault::new("at least one tensor, a file each", "none").hint(hint).unsupported());
+    }
     tensors.iter().try_for_each(pth::check_dtype)?;
     let names = tensors.iter().map(file_name).collect::<Result<Vec<String>>>()?;
     target::check_free(output, true)?;

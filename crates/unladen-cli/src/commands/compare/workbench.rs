@@ -7,7 +7,8 @@ use std::{
 };
 use tempfile::TempDir;
 use unladen::{
-    Error, Format, OpenCheckpoint, Result,
+    Format, OpenCheckpoint, Result,
+    error::Fault,
     save::{self, Output},
 };
 
@@ -27,9 +28,12 @@ impl Workbench {
     pub(super) fn new(dir: Option<PathBuf>) -> Result<Workbench> {
         let keeps = dir.is_some();
         let dir = dir.unwrap_or_else(cache_dir);
-        fs::create_dir_all(&dir).map_err(|source| Error::io(&dir, "make the folder", source))?;
-        let scratch = tempfile::Builder::new().prefix("compare-").tempdir_in(&dir);
-        let scratch = scratch.map_err(|source| Error::io(&dir, "make a folder in it", source))?;
+        let made = fs::create_dir_all(&dir)
+            .and_then(|()| tempfile::Builder::new().prefix("compare-").tempdir_in(&dir));
+        let scratch = made.map_err(|error| {
+            let hint = "choose a folder that you may write to with --dir";
+            Fault::new("a folder to save in", error.to_string()).hint(hint).unsupported().in_file(&dir)
+        })?;
         Ok(Workbench { dir, keeps, scratch })
     }
 
