@@ -46,11 +46,12 @@ fn table(outcomes: &[Outcome]) {
             Err(_) => table.add_row([outcome.strategy.name(), "failed", "-", "-", "-", "-", "-", "-", "-"]),
         };
     }
-    for index in 1..HEADER.len() {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(8)));
-        }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(8)));
     }
     out::result(&table.trim_fmt());
     for outcome in outcomes {
@@ -60,7 +61,7 @@ fn table(outcomes: &[Outcome]) {
     }
     if outcomes.iter().any(|it| !it.strategy.is_private() && it.result.is_ok()) {
         out::result(
-            "* views of the mapped file: nothing is read before it is touched, so this is no load; the mapped peak is that of load and logits",
+            "* views of the mapped file, read when they are touched: no load; its mapped peak includes the forward pass",
         );
     }
 }
