@@ -15,10 +15,12 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Load a checkpoint in every way, each in a fresh process, and show what each costs.
+    #[command(after_help = strategies())]
     Compare(CompareArgs),
     /// List a checkpoint's tensors. Reads headers only, unless a hash is asked for.
     Inspect(InspectArgs),
     /// Load a checkpoint once and say what it took.
+    #[command(after_help = strategies())]
     Load(LoadArgs),
     /// Save a checkpoint in another format, streaming.
     Convert(ConvertArgs),
@@ -175,6 +177,12 @@ pub(crate) struct GenerateArgs {
     /// Attention heads, for a GPT-2 of an unusual width (else config.json is asked).
     #[arg(long)]
     pub(crate) heads: Option<usize>,
+}
+
+/// The ways of loading, a line each.
+fn strategies() -> String {
+    let lines = Strategy::all().map(|it| format!("  {:<10}  {}", it.name(), it.describe()));
+    format!("Strategies:\n{}", lines.collect::<Vec<_>>().join("\n"))
 }
 
 fn strategy(text: &str) -> Result<Strategy, String> {

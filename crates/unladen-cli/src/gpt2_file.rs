@@ -72,8 +72,17 @@ fn heads_beside(checkpoint: &OpenCheckpoint) -> Result<Option<usize>> {
         Ok(text)
     };
     let text = read().map_err(|source| Error::io(&path, "read it", source))?;
+    let is_tied = unladen_gpt2::ties_head_in_config_json(&text).map_err(|error| error.in_file(&path))?;
+    if !is_tied && !checkpoint.tensors.iter().any(|it| it.name == HEAD) {
+        let fault = Fault::new("a head of its own, as config.json says", "no such tensor").tensor(HEAD);
+        let hint = "save the model with its head (GPT2LMHeadModel), or set tie_word_embeddings";
+        return Err(fault.hint(hint).mismatch().in_file(&checkpoint.path));
+    }
     unladen_gpt2::n_heads_from_config_json(&text).map_err(|error| error.in_file(&path))
 }
+
+/// Hugging Face's name of an untied head; it never has the prefix of the others.
+const HEAD: &str = "lm_head.weight";
 
 /// No `config.json` is larger; one that is ends where no JSON does.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;

@@ -1,6 +1,10 @@
 //! Watches work: a progress bar on a terminal for whatever takes over a second, and a clean stop on Ctrl-C.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
 use std::{
     io::IsTerminal,
     sync::{
@@ -19,18 +23,22 @@ pub(crate) fn progress() -> &'static Progress {
     &PROGRESS
 }
 
-/// Ctrl-C asks the work to stop, and to take its temporary files along; a second one stops at once.
+/// Ctrl-C and SIGTERM ask the work to stop, and to take its temporary files along; a second one stops at once.
 pub(crate) fn cancel_on_interrupt() {
-    let mut n_interrupts = 0;
-    // Without a handler Ctrl-C still ends the program, only less tidily: no reason to refuse to work.
-    let _ = ctrlc::set_handler(move || {
-        n_interrupts += 1;
-        if n_interrupts > 1 {
-            std::process::exit(130);
+    // Without this they still end the program, only less tidily: no reason to refuse to work.
+    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return };
+    let listen = move || {
+        for (number, _) in signals.forever().enumerate() {
+            if number > 0 {
+                std::process::exit(130);
+            }
+            PROGRESS.cancel();
         }
-        PROGRESS.cancel();
-    });
+    };
+    let _ = std::thread::Builder::new().stack_size(LISTENER_STACK_BYTES).spawn(listen);
 }
+
+const LISTENER_STACK_BYTES: usize = 64 << 10;
 
 /// Runs `work`, with a bar on stderr once it has taken a second and if somebody is looking.
 pub(crate) fn with_bar<T>(what: &'static str, work: impl FnOnce() -> T) -> T {

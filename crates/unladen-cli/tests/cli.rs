@@ -214,7 +214,36 @@ fn compare_loads_a_gpt2_in_every_way_and_runs_it() {
         assert_eq!(row["device_peak_bytes"], row["predicted_device_peak_bytes"], "{row}");
     }
     assert!(words.contains('`'), "no advice: {words}");
-    assert_eq!(names_in(folder.path()), ["hf-params"], "scratch files are left over");
+    let kept = names_in(folder.path());
+    assert!(kept.len() == 1 && kept[0].starts_with("hf-params-"), "scratch files are left over: {kept:?}");
+}
+
+#[test]
+fn compare_touches_no_folder_of_the_users_and_takes_none_of_another_checkpoint() {
+    let folder = TempDir::new().unwrap();
+    let precious = folder.path().join("hf-params");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("precious.pt"), "mine").unwrap();
+    // Two checkpoints of one name, with the same shapes and different values.
+    for seed in ["1", "2"] {
+        let other = folder.path().join(seed);
+        fs::create_dir(&other).unwrap();
+        let file = other.join("hf.pth");
+        ok(
+            "gpt2",
+            &[
+                Path::new("save"),
+                Path::new("--size"),
+                Path::new("tiny"),
+                Path::new("--seed"),
+                Path::new(seed),
+                &file,
+            ],
+        );
+        let (rows, _) = compared("--strategies stream,per-tensor", folder.path(), &file);
+        assert_eq!(rows[0]["digest"], rows[1]["digest"]);
+    }
+    assert_eq!(names_in(&precious), ["precious.pt"]);
 }
 
 #[test]

@@ -119,6 +119,15 @@ pub fn n_heads_from_config_json(text: &str) -> Result<Option<usize>> {
     number.map(Some).ok_or_else(wrong)
 }
 
+/// True if the `config.json` of a Hugging Face model says that its head is the token embedding, or says nothing.
+///
+/// Fails like [`n_heads_from_config_json`].
+pub fn ties_head_in_config_json(text: &str) -> Result<bool> {
+    let json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
+        .map_err(|error| Fault::new("a JSON object", error.to_string()).hint(WITHOUT_CONFIG).corrupt())?;
+    Ok(json.get("tie_word_embeddings").is_none_or(|it| it != false))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,5 +154,7 @@ mod tests {
         assert!(error.to_string().contains("relu"), "{error}");
         assert!(n_heads(r#"{"scale_attn_by_inverse_layer_idx": true}"#).is_err());
         assert!(n_heads(r#"{"layer_norm_epsilon": 1e-6}"#).is_err());
+        assert!(ties_head_in_config_json("{}").unwrap());
+        assert!(!ties_head_in_config_json(r#"{"tie_word_embeddings": false}"#).unwrap());
     }
 }

@@ -41,7 +41,7 @@ mod recognise;
 pub mod text;
 mod weights;
 
-pub use config::{Config, n_heads_from_config_json};
+pub use config::{Config, n_heads_from_config_json, ties_head_in_config_json};
 pub use generate::Generate;
 pub use model::Gpt2;
 pub use names::Naming;

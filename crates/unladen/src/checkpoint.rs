@@ -145,9 +145,11 @@ impl Checkpoint {
         self.tensors.iter().enumerate().map(|(index, tensor)| (TensorId(index as u32), tensor))
     }
 
-    /// Bytes of all tensors, each name counted (tied ones too).
+    /// Bytes of all tensors in row-major order: what a load has to bring. Tied tensors count once, those without data not.
     pub fn len_bytes(&self) -> u64 {
-        self.tensors.iter().map(|it| it.layout.len_bytes()).fold(0, u64::saturating_add)
+        let apart = self.iter().zip(self.first_with_same_bytes()).filter(|((id, _), first)| id == first);
+        let with_data = apart.filter(|((_, tensor), _)| tensor.backing != Backing::Meta);
+        with_data.map(|((_, tensor), _)| tensor.layout.len_bytes()).fold(0, u64::saturating_add)
     }
 
     /// The boxes that make up a tensor: one, unless it is sharded; none for a tensor without data.

@@ -59,6 +59,7 @@ impl<'a> Reader<'a> {
         tensor: &Tensor,
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
+        tensor.layout.check_expansion()?;
         match &tensor.backing {
             Backing::Meta => Err(Fault::new("a tensor with data", "one on the meta device")
                 .hint("leave the tensor out, or save the model again with its weights loaded")

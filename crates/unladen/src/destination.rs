@@ -69,7 +69,11 @@ impl<'a> StateDict<'a> {
     ) -> Result<StateDict<'a>> {
         let mut state = StateDict { arenas, tensors: IndexMap::new() };
         for (name, placed) in tensors {
-            let len_bytes = state.arenas.get(placed.arena).map_or(0, |it| it.as_slice().len() as u64);
+            let Some(arena) = state.arenas.get(placed.arena) else {
+                let expected = format!("one of {} arenas", state.arenas.len());
+                return Err(Fault::new(expected, format!("number {}", placed.arena)).tensor(name).mismatch());
+            };
+            let len_bytes = arena.as_slice().len() as u64;
             let end_byte = placed.start_byte.saturating_add(placed.layout.stored_bytes().end);
             if end_byte > len_bytes {
                 let expected = format!("an arena of at least {end_byte} bytes");
@@ -172,12 +176,15 @@ impl<'a> TensorView<'a> {
     }
 
     /// Passes the row-major bytes to `sink`, a bounded piece at a time.
+    ///
+    /// Fails with [`Error::Unsupported`](crate::Error::Unsupported) if the view claims gigabytes from a few bytes.
     pub fn for_each_chunk(&self, mut sink: impl FnMut(&[u8])) -> Result<()> {
         let layout = self.layout()?;
         if layout.is_contiguous() {
-            sink(self.bytes);
+            self.bytes.chunks(MAX_CHUNK_BYTES as usize).for_each(sink);
             return Ok(());
         }
+        layout.check_expansion()?;
         let at = vec![0; self.shape.len()];
         let mut scratch = Vec::new();
         for window in Window::in_order(self.shape, MAX_CHUNK_BYTES / self.dtype.size_bytes()) {

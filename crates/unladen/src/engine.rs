@@ -11,7 +11,7 @@ use crate::{
     plan::{LoadPlan, SlotId, Step},
     progress::Progress,
     source::FileSet,
-    tensor::TensorId,
+    tensor::{FileId, TensorId},
 };
 use std::{path::Path, sync::Arc};
 
@@ -53,6 +53,7 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
     let n_threads = plan.options().n_threads.max(1);
     let mut slots: Slots<'a> = (0..plan.n_slots()).map(|_| None).collect();
     let mut placed: Vec<(TensorId, SlotId, Placed)> = Vec::new();
+    let mut mapped: Vec<FileId> = Vec::new();
     for (number, step) in plan.steps().iter().enumerate() {
         io.progress.check(io.path)?;
         match step {
@@ -66,6 +67,7 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
             Step::Map { slot, file, len_bytes } => {
                 let reservation = run.ledger.reserve(Space::Mapped, *len_bytes);
                 let mapping = io.files.get(file.0 as usize)?.map(reservation)?;
+                mapped.push(*file);
                 slots[slot.0 as usize] = Some(Arena::Mapped(mapping));
             }
             Step::Fill(fills) => {
@@ -83,6 +85,8 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
         (run.after_step)(number, run.ledger.get().0);
     }
     io.files.check_unchanged()?;
+    // Opening a file again compares it with what it was.
+    mapped.iter().try_for_each(|file| io.files.get(file.0 as usize)?.check_unchanged())?;
     hand_over(slots, placed, run.names)
 }
 

@@ -199,7 +199,7 @@ impl Error {
                 _ => "try again; if it happens again, check the disk",
             },
             Error::OverBudget { .. } => {
-                "use `stream`, which needs no copy beside the model, or a machine with more memory"
+                "of the ways to own the weights `stream` needs least; `mmap` needs none if they are only read"
             }
             Error::Device { .. } => "use --device host",
             Error::Cancelled { .. } => "nothing was left behind",

@@ -11,6 +11,7 @@ use crate::{
 };
 use sha2::{Digest, Sha256};
 use std::{
+    path::Path,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -60,16 +61,21 @@ pub fn digest<'a>(tensors: impl IntoIterator<Item = (&'a str, DType, &'a [u64], 
     hex(hash)
 }
 
-/// The [`digest`] of weights in memory.
-pub fn digest_of(state: &StateDict<'_>) -> Result<String> {
+/// The [`digest`] of weights in memory. `path` names what they were loaded from, for messages.
+pub fn digest_of(state: &StateDict<'_>, path: &Path, progress: &Progress) -> Result<String> {
     let tensors: Vec<(&str, TensorView<'_>)> = state.iter().collect();
     let sizes: Vec<u64> = tensors.iter().map(|(_, view)| view.bytes.len() as u64).collect();
+    progress.expect(sizes.iter().sum());
     let hashes = on_threads(
         &sizes,
         || (),
         |_, index| {
             let mut hash = Sha256::new();
-            tensors[index].1.for_each_chunk(|chunk| hash.update(chunk))?;
+            let (name, view) = &tensors[index];
+            progress.check(path)?;
+            view.for_each_chunk(|chunk| hash.update(chunk))
+                .map_err(|error| error.in_tensor(name).in_file(path))?;
+            progress.add(sizes[index]);
             Ok(hex(hash))
         },
     )?;
@@ -215,6 +221,6 @@ mod tests {
         let tensors = [("b".to_owned(), placed.clone()), ("a".to_owned(), placed)];
         let state = StateDict::new(vec![Arena::Caller(&mut bytes)], tensors).unwrap();
         let expected = digest([("a", DType::U8, &[3u64][..], ABC), ("b", DType::U8, &[3], ABC)]);
-        assert_eq!(digest_of(&state).unwrap(), expected);
+        assert_eq!(digest_of(&state, Path::new("test"), &Progress::default()).unwrap(), expected);
     }
 }

@@ -6,6 +6,8 @@ use std::{io::Write, path::Path};
 use tempfile::NamedTempFile;
 use unladen::{
     Checkpoint, DType, Error, Format, LoadPlan, OpenCheckpoint, PlanOptions, Progress, RunOptions, Strategy,
+    engine::{self, Io, Run},
+    memory::{Held, Ledger},
     source::{FileSet, FileSource},
     stamp::FileStamp,
     tensor::{Backing, Dims, Extent, FileId, Layout, Storage, StorageId, Tensor},
@@ -268,9 +270,19 @@ fn a_cancelled_load_gives_everything_back() {
                 progress.cancel();
             }
         };
-        let options =
-            RunOptions { progress: Some(&progress), after_step: Some(&mut cancel), ..RunOptions::default() };
-        assert!(matches!(case.open.run(&plan, options), Err(Error::Cancelled { .. })), "{strategy}");
+        let ledger = Ledger::new(true);
+        let run = Run {
+            io: Io { path: &case.open.path, files: case.open.files(), progress: &progress },
+            names: &|id| &case.open.tensor(id).name,
+            ledger: ledger.clone(),
+            initial_values: None,
+            adopt: &mut |_| panic!("nothing of the caller's"),
+            after_step: &mut cancel,
+        };
+        assert!(matches!(engine::run(&plan, run), Err(Error::Cancelled { .. })), "{strategy}");
+        let (held, peaks) = ledger.get();
+        assert_eq!(held, Held::default(), "{strategy}");
+        assert!(peaks.host_rss_bytes > 0, "{strategy} had taken something");
     }
 }
 
@@ -306,5 +318,49 @@ fn extents_with_a_hole_or_an_overlap_are_refused() {
             warnings: Vec::new(),
         };
         assert_eq!(checkpoint.validate().is_ok(), is_whole, "{checkpoint:?}");
+    }
+}
+
+#[test]
+fn many_small_files_load_whole_and_a_change_in_any_of_them_is_noticed() {
+    // More files than stay open.
+    let dir = tempfile::tempdir().unwrap();
+    let (mut files, mut storages, mut tensors) = (FileSet::default(), Vec::new(), Vec::new());
+    for number in 0..300u32 {
+        let path = dir.path().join(number.to_string());
+        std::fs::write(&path, [number as u8; 64]).unwrap();
+        files.push(FileSource::open(&path).unwrap());
+        storages.push(Storage { file: FileId(number), start_byte: 0, len_bytes: 64, swapped: false });
+        let layout = Layout::contiguous(DType::U8, &[64]).unwrap();
+        let backing = Backing::Storage(StorageId(number));
+        tensors.push(Tensor { name: number.to_string(), layout, backing });
+    }
+    let checkpoint = Checkpoint {
+        format: Format::Folder,
+        path: dir.path().to_owned(),
+        files: files.stamps(),
+        storages,
+        extents: Vec::new(),
+        tensors,
+        warnings: Vec::new(),
+    };
+    let open = OpenCheckpoint::new(checkpoint, files);
+    for strategy in Strategy::all() {
+        let loaded = open.load(strategy).unwrap();
+        let is_right =
+            loaded.state.iter().all(|(name, view)| view.bytes == [name.parse::<u32>().unwrap() as u8; 64]);
+        assert!(loaded.state.len() == 300 && is_right, "{strategy}");
+        assert_eq!(loaded.peaks, open.plan(PlanOptions::new(strategy)).unwrap().predicted());
+    }
+    // Slots are used again: a plan of many small steps needs few.
+    assert!(open.plan(PlanOptions::new(Strategy::PerTensor)).unwrap().n_slots() < 10);
+
+    std::fs::write(dir.path().join("299"), [0; 65]).unwrap();
+    for strategy in Strategy::all() {
+        let error = open.load(strategy).unwrap_err();
+        assert!(
+            matches!(error, Error::Mismatch(_)) && error.to_string().contains("299"),
+            "{strategy}: {error}"
+        );
     }
 }

@@ -17,22 +17,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("source", &["error", "memory", "stamp"]),
     ("format", &["checkpoint", "dtype", "error", "source", "stamp", "tensor"]),
     ("plan", &["checkpoint", "device", "dtype", "error", "memory", "tensor"]),
-    ("destination", &["device", "dtype", "error", "memory", "plan", "tensor"]),
-    (
-        "engine",
-        &[
-            "checkpoint",
-            "destination",
-            "dtype",
-            "error",
-            "memory",
-            "plan",
-            "progress",
-            "source",
-            "stamp",
-            "tensor",
-        ],
-    ),
+    ("destination", &["dtype", "error", "memory", "tensor"]),
+    ("engine", &["destination", "dtype", "error", "memory", "plan", "progress", "source", "tensor"]),
     // What works on any checkpoint: `contents` walks its tensors' bytes in order.
     ("contents", &["checkpoint", "dtype", "error", "progress", "source", "stamp", "tensor"]),
     (

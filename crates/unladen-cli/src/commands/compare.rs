@@ -12,10 +12,17 @@ use std::{
 use unladen::{Error, Format, OpenCheckpoint, Result, Strategy, error::Fault, memory};
 use workbench::Workbench;
 
+/// Why there is no row.
+struct Failure {
+    words: String,
+    /// The process did not end by itself: killed for memory, say.
+    is_crash: bool,
+}
+
 /// What became of one strategy.
 struct Outcome {
     strategy: Strategy,
-    result: Result<Row, String>,
+    result: Result<Row, Failure>,
     /// The last position's, if this is a GPT-2.
     logits: Option<Vec<f32>>,
 }
@@ -41,7 +48,8 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
             (Strategy::PerTensor, Ok(folder)) => one(strategy, folder, args, &bench)?,
             (Strategy::PerTensor, Err(error)) => {
                 let reason = format!("the checkpoint could not be saved as one file per tensor: {error}");
-                Outcome { strategy, result: Err(reason), logits: None }
+                let failure = Failure { words: reason, is_crash: false };
+                Outcome { strategy, result: Err(failure), logits: None }
             }
             _ => one(strategy, &path, args, &bench)?,
         });
@@ -80,7 +88,7 @@ fn folder_of(checkpoint: &OpenCheckpoint, bench: &mut Workbench) -> Result<PathB
 
 /// One strategy in a process of its own.
 fn one(strategy: Strategy, file: &Path, args: &CompareArgs, bench: &Workbench) -> Result<Outcome> {
-    prepare_cache(file, args.cold)?;
+    watch::with_bar(if args.cold { "evicting" } else { "warming" }, || prepare_cache(file, args.cold))?;
     let logits_file = bench.scratch(&format!("{strategy}.logits"));
     let program =
         std::env::current_exe().map_err(|source| Error::io(Path::new("unladen"), "find itself", source))?;
@@ -105,7 +113,8 @@ fn one(strategy: Strategy, file: &Path, args: &CompareArgs, bench: &Workbench) -
         _ => {
             let words = String::from_utf8_lossy(&output.stderr);
             let error = words.lines().find_map(|line| line.strip_prefix("error: "));
-            Err(error.map_or_else(|| format!("ended with {}", output.status), str::to_owned))
+            let is_crash = output.status.code() != Some(1);
+            Err(Failure { words: error.map_or_else(|| output.status.to_string(), str::to_owned), is_crash })
         }
     };
     let logits = fs::read(&logits_file).ok().map(|bytes| {
@@ -147,9 +156,18 @@ fn prepare_cache(path: &Path, cold: bool) -> Result<()> {
 fn agree(outcomes: &[Outcome], path: &Path) -> Result<()> {
     let mut loaded = outcomes.iter().filter_map(|it| Some((it, it.result.as_ref().ok()?)));
     let Some((first, first_row)) = loaded.next() else {
-        let failed = outcomes.iter().find_map(|it| it.result.as_ref().err()).cloned().unwrap_or_default();
+        let failed =
+            outcomes.iter().find_map(|it| Some(it.result.as_ref().err()?.words.clone())).unwrap_or_default();
         return Err(Fault::new("at least one strategy that loads", failed).mismatch().in_file(path));
     };
+    let text = |digest: &Option<String>| digest.clone().unwrap_or_else(|| "none".to_owned());
+    if let Some(crashed) = outcomes.iter().find(|it| it.result.as_ref().is_err_and(|it| it.is_crash)) {
+        let expected = format!("`{}` to end by itself", crashed.strategy);
+        let found = crashed.result.as_ref().err().map(|it| it.words.clone()).unwrap_or_default();
+        let hint =
+            "killed for memory? look at the predicted peaks with `unladen load --json`, and at `dmesg`";
+        return Err(Fault::new(expected, found).hint(hint).unsupported().in_file(path));
+    }
     for (outcome, row) in loaded {
         let differ = |what: &str, expected: String, found: String| {
             let expected = format!("the {what} of `{}`, {expected}", first.strategy);
@@ -158,7 +176,7 @@ fn agree(outcomes: &[Outcome], path: &Path) -> Result<()> {
                 .in_file(path))
         };
         if row.digest != first_row.digest {
-            return differ("digest", format!("{:?}", first_row.digest), format!("{:?}", row.digest));
+            return differ("digest", text(&first_row.digest), text(&row.digest));
         }
         let distance = match (&first.logits, &outcome.logits) {
             (Some(one), Some(other)) => gpt2_file::distance(one, other),

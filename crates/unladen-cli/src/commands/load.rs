@@ -14,17 +14,19 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let cached_before: HashMap<_, _> =
         candidates(path).into_iter().map(|it| (it.clone(), cached_bytes(&it))).collect();
     let method = if args.strategy.maps_files() { Method::Sampled } else { Method::HighWater };
-    // A mapping is read when it is touched, so its pages are watched through the forward pass too.
-    let (result, through_forward) = memory::measure(Method::Sampled, || {
-        let (result, measured) = memory::measure(method, || load(path, args));
-        let (checkpoint, loaded, load_s, predicted) = result?;
-        let forward_s = match &args.logits_to {
-            Some(to) => forward(&checkpoint, &loaded, args.heads, to)?,
-            None => None,
-        };
-        Ok::<_, Error>((checkpoint, loaded, load_s, predicted, forward_s, measured))
-    });
-    let (checkpoint, loaded, load_s, predicted, forward_s, measured) = result?;
+    let (result, measured) = memory::measure(method, || load(path, args));
+    let (checkpoint, loaded, load_s, predicted) = result?;
+    // A mapping that is handed out is read when it is touched: by the forward pass, if there is one.
+    let touched = if loaded.state.is_mapped() { Method::Sampled } else { Method::HighWater };
+    let (forward_s, forward) = match &args.logits_to {
+        Some(to) => {
+            let (forward_s, forward) =
+                memory::measure(touched, || forward(&checkpoint, &loaded, args.heads, to));
+            (forward_s?, Some(forward))
+        }
+        None => (None, None),
+    };
+    let later_bytes = forward.filter(|_| loaded.state.is_mapped()).map_or(0, |it| it.peak_file_bytes);
     let files = || checkpoint.files.iter().map(|it| &it.path);
     let mut row = Row {
         strategy: args.strategy.to_string(),
@@ -34,7 +36,11 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         host_peak_anon_bytes: measured.peak_anon_bytes,
         host_peak_rss_bytes: measured.peak_rss_bytes,
         device_peak_bytes: loaded.peaks.device_bytes,
-        mapped_peak_bytes: if args.strategy.maps_files() { through_forward.peak_file_bytes } else { 0 },
+        mapped_peak_bytes: if args.strategy.maps_files() {
+            measured.peak_file_bytes + later_bytes
+        } else {
+            0
+        },
         predicted_host_peak_anon_bytes: 0,
         predicted_host_peak_rss_bytes: 0,
         predicted_device_peak_bytes: 0,
@@ -49,7 +55,8 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     };
     row.set_predicted(predicted);
     if args.digest {
-        row.digest = Some(watch::with_bar("hashing", || verify::digest_of(&loaded.state))?);
+        row.digest =
+            Some(watch::with_bar("hashing", || verify::digest_of(&loaded.state, path, watch::progress()))?);
     }
     if args.json {
         out::result(&serde_json::to_string(&row).expect("strings and numbers"));
@@ -120,11 +127,12 @@ pub(crate) fn files_of(path: &Path) -> Vec<PathBuf> {
 }
 
 fn print(row: &Row, strategy: Strategy) {
-    let gb_per_s = row.bytes as f64 / row.load_s / 1e9;
-    let untouched =
-        if strategy.is_private() { "" } else { " (mapped: bytes are read when they are touched)" };
+    let speed = match strategy.is_private() {
+        true => format!("{:.2} GB/s", row.bytes as f64 / row.load_s / 1e9),
+        false => "mapped: bytes are read when they are touched".to_owned(),
+    };
     out::result(&format!(
-        "{} tensors, {}, in {} s, {gb_per_s:.2} GB/s{untouched}",
+        "{} tensors, {}, in {} s, {speed}",
         row.tensors,
         human::bytes(row.bytes),
         human::seconds(row.load_s)

@@ -38,7 +38,9 @@ pub(super) fn stream(
         let mut buffers = ring.iter_mut();
         let workers = (0..n_workers).map(|_| Worker { staging: buffers.next(), file: None });
         split::for_each(jobs, workers.collect(), |worker, (target, chunks)| {
-            chunks.iter().try_for_each(|chunk| read(worker, chunk, target, io))
+            chunks.iter().try_for_each(|chunk| read(worker, chunk, target, io))?;
+            // Files of a large folder do not stay open until the end of the load.
+            worker.file.as_ref().map_or(Ok(()), |(_, file)| file.check_unchanged())
         })
     });
     for (&slot, buffer) in staging.iter().zip(ring) {

@@ -128,6 +128,8 @@ pub enum Step {
 pub(super) struct Steps {
     steps: Vec<Step>,
     n_slots: u32,
+    /// Slots that were released: a plan of many small steps needs few slots.
+    free: Vec<SlotId>,
 }
 
 impl Steps {
@@ -136,8 +138,15 @@ impl Steps {
     }
 
     pub(super) fn slot(&mut self) -> SlotId {
-        self.n_slots += 1;
-        SlotId(self.n_slots - 1)
+        self.free.pop().unwrap_or_else(|| {
+            self.n_slots += 1;
+            SlotId(self.n_slots - 1)
+        })
+    }
+
+    pub(super) fn release(&mut self, slot: SlotId) {
+        self.push(Step::Release(slot));
+        self.free.push(slot);
     }
 
     pub(super) fn reserve(&mut self, space: Space, len_bytes: u64, owner: &'static str) -> SlotId {
@@ -159,7 +168,7 @@ impl Steps {
         let staging: Vec<_> =
             (0..n_buffers).map(|_| self.reserve(Space::Staging, widest_bytes, "staging")).collect();
         self.push(Step::Stream { staging: staging.clone(), chunks });
-        staging.into_iter().for_each(|slot| self.push(Step::Release(slot)));
+        staging.into_iter().for_each(|slot| self.release(slot));
     }
 
     pub(super) fn n_slots(&self) -> usize {

@@ -155,7 +155,7 @@ impl Generator<'_> {
             let target = self.span(&model, model_slot, index);
             self.copy(source, target);
         }
-        self.steps.push(Step::Release(state_slot));
+        self.steps.release(state_slot);
         self.hand_over(&model, model_slot)
     }
 
@@ -170,9 +170,9 @@ impl Generator<'_> {
             let on_device = Span { slot, start_byte: 0, ..source };
             self.copy(source, on_device);
             self.copy(on_device, target);
-            self.steps.push(Step::Release(slot));
+            self.steps.release(slot);
         }
-        self.steps.push(Step::Release(state_slot));
+        self.steps.release(state_slot);
         self.hand_over(&model, model_slot)
     }
 
@@ -189,7 +189,7 @@ impl Generator<'_> {
             self.steps.stream(chunks_of(self.checkpoint, item, loaded), self.n_threads);
             let target = self.span(&model, model_slot, index);
             self.copy(loaded, target);
-            self.steps.push(Step::Release(slot));
+            self.steps.release(slot);
         }
         self.hand_over(&model, model_slot)
     }
@@ -206,7 +206,7 @@ impl Generator<'_> {
             let target = self.span(&model, model_slot, index);
             self.copy_from_maps(index, &maps, target);
         }
-        maps.into_values().for_each(|slot| self.steps.push(Step::Release(slot)));
+        maps.into_values().for_each(|slot| self.steps.release(slot));
         self.hand_over(&model, model_slot)
     }
 
@@ -244,7 +244,7 @@ impl Generator<'_> {
             }
         }
         for (_, slot) in maps.into_iter().filter(|(file, _)| !viewed_files.contains(file)) {
-            self.steps.push(Step::Release(slot));
+            self.steps.release(slot);
         }
         match slot {
             Some(slot) => self.hand_over(&arena, slot),

@@ -10,6 +10,12 @@ use std::ops::Range;
 /// Sizes or strides, outermost first; up to four without an allocation.
 pub type Dims = SmallVec<[u64; 4]>;
 
+/// Expanded views below this many bytes are written out whatever they were expanded from.
+const MAX_EXPANDED_BYTES: u64 = 1 << 30;
+
+/// Larger ones may be this many times as large as what is stored.
+const MAX_EXPANSION: u64 = 1024;
+
 /// More dimensions than any real tensor has: PyTorch's own iterator stops at 64.
 pub const MAX_DIMS: usize = 64;
 
@@ -118,6 +124,20 @@ impl Layout {
         self.offset_elems * size..(self.offset_elems + span + 1) * size
     }
 
+    /// Fails with [`Error::Unsupported`](crate::Error::Unsupported) if writing the elements out, one after the other, makes
+    /// gigabytes of a few bytes: a view with strides of zero can claim any number of elements. Reading such a tensor to
+    /// the end would take hours, whoever holds the result.
+    pub fn check_expansion(&self) -> Result<()> {
+        let stored = self.stored_bytes();
+        let stored_bytes = stored.end - stored.start;
+        if self.len_bytes() <= MAX_EXPANDED_BYTES || self.len_bytes() / MAX_EXPANSION <= stored_bytes {
+            return Ok(());
+        }
+        let expected = format!("a tensor of at most {MAX_EXPANSION} times its {stored_bytes} stored bytes");
+        let hint = "the tensor is an expanded view; save what it was expanded from";
+        Err(Fault::new(expected, format!("{} bytes", self.len_bytes())).hint(hint).unsupported())
+    }
+
     /// True if the elements stand one after the other in row-major order. Dimensions of size 1 may have any stride.
     pub fn is_contiguous(&self) -> bool {
         if self.n_elems() == 0 {
@@ -173,5 +193,6 @@ mod tests {
         assert_eq!(view.stored_bytes(), 32..68);
         let expanded = Layout::strided(DType::F32, &[1_000_000_000_000], &[0], 0).unwrap();
         assert_eq!((expanded.stored_bytes(), expanded.len_bytes()), (0..4, 4_000_000_000_000));
+        assert!(expanded.check_expansion().is_err() && view.check_expansion().is_ok());
     }
 }

@@ -2,14 +2,14 @@
 
 use super::{expected, is_later_work, roots};
 use std::path::Path;
-use unladen::{Error, Strategy, open, verify::digest_of};
+use unladen::{Error, Progress, Strategy, open, verify::digest_of};
 
 /// Opens a file, loads it by every strategy, and touches every byte.
 fn load(path: &Path) -> Result<(), Error> {
     let checkpoint = open(path)?;
     for strategy in Strategy::all() {
         let loaded = checkpoint.load(strategy)?;
-        digest_of(&loaded.state)?;
+        digest_of(&loaded.state, path, &Progress::default())?;
     }
     Ok(())
 }

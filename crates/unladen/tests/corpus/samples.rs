@@ -152,7 +152,12 @@ fn differences(path: &Path, expected: &Value) -> Vec<String> {
         if rows_of_state(&loaded.state) != with_data {
             found.push(format!("{strategy} loads {:?}", rows_of_state(&loaded.state)));
         }
-        assert_eq!(digest_of(&loaded.state).unwrap(), our_digest, "{}: {strategy}", path.display());
+        assert_eq!(
+            digest_of(&loaded.state, path, &Progress::default()).unwrap(),
+            our_digest,
+            "{}: {strategy}",
+            path.display()
+        );
     }
     found
 }

@@ -19,7 +19,9 @@ pub(super) fn print(outcomes: &[Outcome], checkpoint: &OpenCheckpoint, args: &Co
 fn json(outcome: &Outcome) -> String {
     match &outcome.result {
         Ok(row) => serde_json::to_string(row).expect("strings and numbers"),
-        Err(error) => serde_json::json!({ "strategy": outcome.strategy.name(), "error": error }).to_string(),
+        Err(error) => {
+            serde_json::json!({ "strategy": outcome.strategy.name(), "error": error.words }).to_string()
+        }
     }
 }
 
@@ -56,7 +58,7 @@ fn table(outcomes: &[Outcome]) {
     out::result(&table.trim_fmt());
     for outcome in outcomes {
         if let Err(error) = &outcome.result {
-            out::result(&format!("`{}` failed: {error}", outcome.strategy));
+            out::result(&format!("`{}` failed: {}", outcome.strategy, error.words));
         }
     }
     if outcomes.iter().any(|it| !it.strategy.is_private() && it.result.is_ok()) {

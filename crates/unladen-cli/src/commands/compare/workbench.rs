@@ -24,16 +24,13 @@ pub(super) struct Workbench {
 const SEED: u64 = 123;
 
 impl Workbench {
-    /// In `dir`, or in the user's cache folder.
+    /// In `dir`, or in the user's cache folder, or if that cannot be had where temporary files go.
     pub(super) fn new(dir: Option<PathBuf>) -> Result<Workbench> {
         let keeps = dir.is_some();
-        let dir = dir.unwrap_or_else(cache_dir);
-        let made = fs::create_dir_all(&dir)
-            .and_then(|()| tempfile::Builder::new().prefix("compare-").tempdir_in(&dir));
-        let scratch = made.map_err(|error| {
-            let hint = "choose a folder that you may write to with --dir";
-            Fault::new("a folder to save in", error.to_string()).hint(hint).unsupported().in_file(&dir)
-        })?;
+        let (dir, scratch) = match dir {
+            Some(dir) => scratch_in(dir),
+            None => scratch_in(cache_dir()).or_else(|_| scratch_in(std::env::temp_dir().join("unladen"))),
+        }?;
         Ok(Workbench { dir, keeps, scratch })
     }
 
@@ -59,20 +56,17 @@ impl Workbench {
     /// The checkpoint as a folder with one file per tensor, saved the first time.
     pub(super) fn folder_of(&mut self, checkpoint: &OpenCheckpoint) -> Result<PathBuf> {
         let stem = checkpoint.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let kept = self.dir.join(format!("{stem}-params"));
+        // The name says which file it was saved from, so no other checkpoint's folder is taken, or touched.
+        let name = format!("{stem}-params-{:08x}", stamp_of(checkpoint));
+        let kept = self.dir.join(&name);
         if self.keeps && is_same(&kept, checkpoint) {
             return Ok(kept);
         }
-        let path = if self.keeps { kept } else { self.scratch(&format!("{stem}-params")) };
+        let path = if self.keeps && !kept.exists() { kept } else { self.scratch(&name) };
         self.announce("it again for `per-tensor`, as one file per tensor", checkpoint.len_bytes(), &path);
+        let output =
+            Output { path: &path, format: Format::Folder, overwrite: false, inputs: &checkpoint.files };
         watch::with_bar("saving", || {
-            // What is there under this name was saved from another checkpoint.
-            let output = Output {
-                path: &path,
-                format: Format::Folder,
-                overwrite: self.keeps,
-                inputs: &checkpoint.files,
-            };
             save::convert(checkpoint, checkpoint.files(), &output, watch::progress())
         })?;
         Ok(path)
@@ -89,8 +83,28 @@ impl Workbench {
     }
 }
 
-/// True if the folder was saved from this checkpoint: not older, and the same tensors by name, type and shape. That the
-/// bytes are the same too is checked after the loads, by their digests.
+/// Makes the folder, and one in it for what does not stay.
+fn scratch_in(dir: PathBuf) -> Result<(PathBuf, TempDir)> {
+    let made =
+        fs::create_dir_all(&dir).and_then(|()| tempfile::Builder::new().prefix("compare-").tempdir_in(&dir));
+    match made {
+        Ok(scratch) => Ok((dir, scratch)),
+        Err(error) => {
+            let hint = "choose a folder that you may write to with --dir";
+            Err(Fault::new("a folder to save in", error.to_string()).hint(hint).unsupported().in_file(&dir))
+        }
+    }
+}
+
+/// Short for the checkpoint's files as they are now.
+fn stamp_of(checkpoint: &OpenCheckpoint) -> u32 {
+    let text = format!("{:?}", checkpoint.files);
+    // FNV-1a: the same in every build, and nobody has to be kept from finding two alike.
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// True if the folder holds the same tensors by name, type and shape. That the bytes are the same too is checked after
+/// the loads, by their digests.
 fn is_same(folder: &Path, checkpoint: &OpenCheckpoint) -> bool {
     let Ok(saved) = unladen::open(folder) else { return false };
     let of = |it: &OpenCheckpoint| {
@@ -98,8 +112,7 @@ fn is_same(folder: &Path, checkpoint: &OpenCheckpoint) -> bool {
         tensors.sort_by(|one, other| one.0.cmp(&other.0));
         tensors
     };
-    let newest = checkpoint.files.iter().map(|it| it.mtime_ns).max();
-    saved.files.iter().all(|it| Some(it.mtime_ns) >= newest) && of(&saved) == of(checkpoint)
+    of(&saved) == of(checkpoint)
 }
 
 /// Where programs keep what they can make again.
