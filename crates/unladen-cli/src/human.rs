@@ -2,7 +2,7 @@
 
 /// `652 MiB`, `6.29 GiB`.
 pub(crate) fn bytes(n_bytes: u64) -> String {
-    const UNITS: &[(&str, u64)] = &[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    const UNITS: &[(&str, u64)] = &[("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.iter().find(|(_, unit)| n_bytes >= *unit) {
         Some((name, unit)) => {
             let value = n_bytes as f64 / *unit as f64;
