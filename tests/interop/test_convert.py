@@ -112,3 +112,17 @@ def test_a_dtype_that_safetensors_lacks_is_an_error_and_leaves_nothing(tmp_path)
     torch.save({"good": torch.ones(2), "bad": torch.ones(2, dtype=torch.complex128)}, tmp_path / "in.pth")
     fails(1, "convert", tmp_path / "in.pth", tmp_path / "out.safetensors", mentions=["bad", "complex128"])
     assert sorted(it.name for it in tmp_path.iterdir()) == ["in.pth"]
+
+
+@pytest.mark.parametrize("dtype", [torch.quint4x2, torch.quint2x4], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_packed_integers_are_listed_as_their_bytes_and_said_to_be(tmp_path, dtype):
+    quantised = torch.quantize_per_channel(torch.randn(4, 6), torch.ones(4), torch.zeros(4), 0, dtype)
+    path = tmp_path / "packed.pt"
+    torch.save({"q": quantised, "w": torch.ones(3)}, path)
+    packed = bytes(quantised.untyped_storage())
+    found = ok_json("inspect", "--hash", "sha256", path)
+    q, w = found["tensors"]
+    assert (q["name"], q["dtype"], q["shape"], q["sha256"]) == ("q", str(dtype).removeprefix("torch."), [len(packed)], sha256(packed))
+    assert (w["name"], w["shape"]) == ("w", [3])
+    assert any("shape" in warning and "`q`" in warning for warning in found["warnings"]), found["warnings"]

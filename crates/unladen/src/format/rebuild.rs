@@ -175,15 +175,12 @@ impl Rebuild<'_> {
             (None, Some(dtype)) => dtype,
             (None, None) => return Err(Fault::new("a storage with a dtype", "an untyped one").corrupt()),
         };
-        if matches!(dtype, DType::QU4x2 | DType::QU2x4) {
-            let found = format!("{dtype}, several of them a byte");
-            return Err(Fault::new("elements of whole bytes", found)
-                .hint("save the integers (`int_repr`) and the scales instead")
-                .unsupported());
-        }
         let layout = Layout::strided(dtype, &self.dims(size)?, &self.dims(stride)?, unsigned(offset)?)?;
-        let (end_byte, len_bytes) =
-            (layout.stored_bytes().end, self.storages[storage.id.0 as usize].len_bytes);
+        let len_bytes = self.storages[storage.id.0 as usize].len_bytes;
+        if let Some(n_in_byte) = packed_in_byte(dtype) {
+            return packed(&layout, n_in_byte, len_bytes, storage.id);
+        }
+        let end_byte = layout.stored_bytes().end;
         if end_byte > len_bytes {
             let expected = format!("a view of {len_bytes} bytes of storage");
             return Err(Fault::new(expected, format!("one that ends at byte {end_byte}")).corrupt());
@@ -254,4 +251,28 @@ fn malformed(expected: &str, found: Value) -> crate::Error {
         Value::Storage(_) => "a storage".to_owned(),
     };
     Fault::new(expected, found).corrupt()
+}
+
+/// How many elements of a type stand in a byte, for the types that PyTorch counts so.
+pub(super) fn packed_in_byte(dtype: DType) -> Option<u64> {
+    match dtype {
+        DType::QU4x2 => Some(2),
+        DType::QU2x4 => Some(4),
+        _ => None,
+    }
+}
+
+/// A tensor with several elements a byte, as the row of bytes that its storage is: how rows are padded is PyTorch's
+/// own affair, so its sizes cannot be those of the bytes.
+fn packed(layout: &Layout, n_in_byte: u64, len_bytes: u64, storage: StorageId) -> Result<Rebuilt> {
+    let needed_bytes = layout.n_elems().div_ceil(n_in_byte);
+    if layout.offset_elems() > 0 || !layout.is_contiguous() || needed_bytes > len_bytes {
+        let expected = format!("{} elements in order, {n_in_byte} a byte", layout.n_elems());
+        let found = format!("{len_bytes} bytes of storage, stride {:?}", layout.stride());
+        return Err(Fault::new(expected, found)
+            .hint("save the integers (`int_repr`) and the scales instead")
+            .unsupported());
+    }
+    let layout = Layout::contiguous(layout.dtype(), &[len_bytes])?;
+    Ok(Rebuilt::Tensor { layout, storage: Some(storage), is_quantised: false })
 }

@@ -3,7 +3,7 @@
 
 use super::{
     pickle::{Arena, Run, Value},
-    rebuild::{Parts, Rebuild, Rebuilt, Visits},
+    rebuild::{Parts, Rebuild, Rebuilt, Visits, packed_in_byte},
 };
 use crate::{
     checkpoint::Warning,
@@ -293,7 +293,11 @@ impl<'a> Walk<'a> {
             index = self.names.insert_full(listed_as).0;
         }
         if is_quantised {
-            self.warn(Warning::LeftOut(format!("scales and zero points of `{}`", self.names[index])));
+            let what = match packed_in_byte(layout.dtype()) {
+                Some(_) => "scales, zero points and shape (its packed bytes are listed)",
+                None => "scales and zero points",
+            };
+            self.warn(Warning::LeftOut(format!("{what} of `{}`", self.names[index])));
         }
         if backing == Backing::Meta {
             self.warn(Warning::MetaTensor(self.names[index].clone()));
