@@ -25,7 +25,7 @@ pub(crate) fn save(args: &SaveArgs) -> Result<()> {
 pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
     let (loaded, kind) = load(&args.file, args.strategy, args.heads)?;
     let began = Instant::now();
-    let logits = gpt2_file::forward(&loaded.state, &kind, &args.tokens)?;
+    let logits = watch::with_bar("computing", || gpt2_file::forward(&loaded.state, &kind, &args.tokens))?;
     let forward_s = began.elapsed().as_secs_f64();
     let vocab_size = logits.len() / args.tokens.len();
     if args.json {

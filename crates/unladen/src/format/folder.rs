@@ -44,7 +44,10 @@ pub(super) fn open(path: &Path) -> Result<(Checkpoint, FileSet)> {
     }
     let stems = tensor_files(path, &names)?;
     if !stems.is_empty() {
-        return open_tensors(path, stems);
+        let (mut checkpoint, files) = open_tensors(path, stems)?;
+        let hidden = names.iter().filter(|it| it.starts_with('.') && is_tensor_file(it));
+        checkpoint.warnings.extend(hidden.map(|it| Warning::LeftOut(format!("the hidden file `{it}`"))));
+        return Ok((checkpoint, files));
     }
     let mut safetensors = names.iter().filter(|it| it.ends_with(".safetensors"));
     match (safetensors.next(), safetensors.next()) {
@@ -59,13 +62,24 @@ pub(super) fn open(path: &Path) -> Result<(Checkpoint, FileSet)> {
     }
 }
 
-/// The names of a folder's files; those that are not UTF-8 are none of ours.
+/// The names of a folder's files. A name that is not UTF-8 names no tensor: an error if it looks as if it should.
 fn list(path: &Path) -> Result<Vec<String>> {
     let entries = std::fs::read_dir(path).map_err(|error| Error::io(path, "list the folder", error))?;
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|error| Error::io(path, "list the folder", error))?;
-        names.extend(entry.file_name().into_string().ok());
+        match entry.file_name().into_string() {
+            Ok(name) => names.push(name),
+            Err(name) => {
+                let extension = Path::new(&name).extension();
+                if TENSOR_FILES.iter().any(|it| extension == Some(it.as_ref())) {
+                    let found = format!("`{}`", name.display());
+                    let hint = "rename the file, or move it out of the folder";
+                    let fault = Fault::new("file names in UTF-8, the names of tensors", found);
+                    return Err(fault.hint(hint).unsupported().in_file(path));
+                }
+            }
+        }
     }
     Ok(names)
 }
@@ -75,18 +89,21 @@ fn named_by_folder(path: &Path, name: &str) -> Result<(Checkpoint, FileSet)> {
     Ok((Checkpoint { path: path.to_owned(), ..checkpoint }, files))
 }
 
+fn is_tensor_file(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, extension)| TENSOR_FILES.contains(&extension))
+}
+
 /// Tensors' names with their files, in natural order. Fails if two files stand for one tensor.
 fn tensor_files(path: &Path, names: &[String]) -> Result<Vec<(String, PathBuf)>> {
     let mut files = Vec::new();
     let mut by_tensor = HashMap::new();
     for name in names {
         // A name that starts with a dot is a temporary file, or another tool's.
-        let Some((stem, extension)) = name.rsplit_once('.').filter(|(stem, _)| !stem.is_empty()) else {
+        let Some((stem, _)) =
+            name.rsplit_once('.').filter(|_| !name.starts_with('.') && is_tensor_file(name))
+        else {
             continue;
         };
-        if name.starts_with('.') || !TENSOR_FILES.contains(&extension) {
-            continue;
-        }
         let tensor = decode_file_name(stem);
         if let Some(other) = by_tensor.insert(tensor.clone(), name) {
             let found = format!("`{}` and `{}`", other.escape_debug(), name.escape_debug());
@@ -184,6 +201,24 @@ mod tests {
         std::fs::write(folder.path().join("model.safetensors.index.json"), "{}").unwrap();
         let error = open(folder.path()).unwrap_err();
         assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("sharded"), "{error}");
+    }
+
+    #[test]
+    fn no_tensor_file_of_a_folder_is_left_out_in_silence() {
+        use std::os::unix::ffi::OsStrExt;
+        let samples = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/samples/per_tensor"));
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = std::fs::read_dir(samples).unwrap().map(|it| it.unwrap().path()).next().unwrap();
+        std::fs::copy(&tensor, folder.path().join("w.pt")).unwrap();
+        std::fs::copy(&tensor, folder.path().join(".w.pt")).unwrap();
+        let (checkpoint, _) = open(folder.path()).unwrap();
+        assert_eq!(checkpoint.tensors.len(), 1);
+        let warnings: String = checkpoint.warnings.iter().map(ToString::to_string).collect();
+        assert!(warnings.contains("`.w.pt`"), "{warnings}");
+
+        let name = std::ffi::OsStr::from_bytes(b"w\xff.pt");
+        std::fs::copy(&tensor, folder.path().join(name)).unwrap();
+        assert!(matches!(open(folder.path()).unwrap_err(), Error::Unsupported(_)));
     }
 
     #[test]
