@@ -17,6 +17,7 @@
 #[cfg(not(all(target_os = "linux", target_endian = "little", target_pointer_width = "64")))]
 compile_error!("unladen is for 64-bit little-endian Linux");
 
+pub mod cast;
 pub mod checkpoint;
 pub mod contents;
 pub mod destination;

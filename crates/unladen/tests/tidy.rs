@@ -8,17 +8,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("device", &["error"]),
     ("dtype", &["error"]),
+    ("cast", &["dtype", "error"]),
     ("progress", &["error"]),
     ("memory", &["error", "progress"]),
     ("stamp", &["error"]),
     ("tensor", &["dtype", "error"]),
-    ("checkpoint", &["dtype", "error", "stamp", "tensor"]),
+    ("checkpoint", &["cast", "dtype", "error", "stamp", "tensor"]),
     // The way of the bytes.
     ("source", &["error", "memory", "stamp"]),
     ("format", &["checkpoint", "dtype", "error", "source", "stamp", "tensor"]),
-    ("plan", &["checkpoint", "device", "dtype", "error", "memory", "tensor"]),
+    ("plan", &["cast", "checkpoint", "device", "dtype", "error", "memory", "tensor"]),
     ("destination", &["dtype", "error", "memory", "tensor"]),
-    ("engine", &["destination", "dtype", "error", "memory", "plan", "progress", "source", "tensor"]),
+    ("engine", &["cast", "destination", "dtype", "error", "memory", "plan", "progress", "source", "tensor"]),
     // What works on any checkpoint: `contents` walks its tensors' bytes in order.
     ("contents", &["checkpoint", "dtype", "error", "progress", "source", "stamp", "tensor"]),
     (
