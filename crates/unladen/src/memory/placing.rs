@@ -307,15 +307,20 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_are_there_are_overwritten() {
-        let mut buffer = buffer(1024);
-        // Touched before: a page, and with huge pages on its neighbours too.
-        buffer.as_mut_slice()[600 * PAGE] = 9;
-        let Some(placing) = placing(&mut buffer, 1024) else { return };
-        for seed in [1, 2] {
-            let source = bytes(1024, seed);
-            placing.place(buffer.as_mut_slice(), &source).unwrap();
-            assert!(buffer.as_slice() == source);
+    fn pages_that_are_there_are_overwritten_huge_ones_too() {
+        for n_touched in [0, 1, 2] {
+            let mut buffer = buffer(1024);
+            let slice = buffer.as_mut_slice();
+            // SAFETY: the advice concerns the buffer's own pages, and changes none of their bytes.
+            unsafe { libc::madvise(slice.as_mut_ptr().cast(), slice.len(), libc::MADV_HUGEPAGE) };
+            // Where the system has huge pages, each touch brings 512 pages.
+            slice.iter_mut().step_by(400 * PAGE).take(n_touched).for_each(|byte| *byte = 9);
+            let Some(placing) = placing(&mut buffer, 1024) else { return };
+            for seed in [1, 2] {
+                let source = bytes(1024, seed);
+                placing.place(buffer.as_mut_slice(), &source).unwrap();
+                assert!(buffer.as_slice() == source);
+            }
         }
     }
 
