@@ -6,10 +6,12 @@ mod ledger;
 mod mapping;
 mod meter;
 mod page_cache;
+mod placing;
 
 pub use cgroup::{available_bytes, cgroup_peak_bytes};
 pub use host::{HostBuffer, PAGE_BYTES};
 pub use ledger::{Held, Ledger, Peaks, Reservation, Space};
 pub use mapping::Mapping;
 pub use meter::{Measured, Method, measure};
-pub use page_cache::{cached_bytes, evict, warm};
+pub use page_cache::{cached_bytes, cached_range_bytes, evict, warm};
+pub use placing::{Placing, placing_wins};

@@ -2,9 +2,16 @@
 
 mod file;
 mod memory;
+mod raw;
+mod read;
+mod set;
+#[cfg(test)]
+mod tests;
 
-pub use file::{FileSet, FileSource};
+pub use file::FileSource;
 pub use memory::MemorySource;
+pub use raw::RawRead;
+pub use set::FileSet;
 
 use crate::error::Result;
 use std::{ops::Range, path::Path};

@@ -1,6 +1,6 @@
 //! Owned host memory: zeroed, page-aligned, straight from the system and straight back to it.
 
-use super::Reservation;
+use super::{Reservation, placing::Ending};
 use crate::error::{Error, Result};
 use memmap2::MmapMut;
 use std::{fmt, path::Path};
@@ -10,7 +10,9 @@ pub const PAGE_BYTES: u64 = 4096;
 
 /// Anonymous memory of a fixed size. Pages are taken from the system at their first touch.
 pub struct HostBuffer {
-    // Unmapped before the ledger hears of it: fields are dropped in this order.
+    // No longer placed into before it is unmapped, unmapped before the ledger hears of it: fields are dropped in this
+    // order.
+    pub(super) placing: Option<Ending>,
     map: Option<MmapMut>,
     _reservation: Reservation,
 }
@@ -25,7 +27,7 @@ impl HostBuffer {
         // The system has no empty mappings.
         let map = (len > 0).then(|| MmapMut::map_anon(len)).transpose();
         let map = map.map_err(|source| Error::io(path, "reserve host memory", source))?;
-        Ok(HostBuffer { map, _reservation: reservation })
+        Ok(HostBuffer { placing: None, map, _reservation: reservation })
     }
 
     /// The bytes.

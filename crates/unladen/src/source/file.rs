@@ -1,6 +1,10 @@
 //! Files on a local file system: opened once, identified by a stamp, read at any place.
 
-use super::{ReadAt, memory::ends_early};
+use super::{
+    RawRead, ReadAt,
+    memory::ends_early,
+    raw::{Alignment, Descriptors},
+};
 use crate::{
     error::{Error, Fault, Result},
     memory::{Mapping, Reservation},
@@ -8,17 +12,29 @@ use crate::{
 };
 use std::{
     fs::{File, OpenOptions},
-    io,
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock, atomic::AtomicBool},
 };
 
 /// One open file.
 #[derive(Debug)]
 pub struct FileSource {
-    file: File,
+    file: Arc<File>,
     stamp: FileStamp,
+    pub(super) raw: Box<dyn RawRead>,
+    pub(super) direct: DirectReads,
+}
+
+/// What was found out about reading the file past the page cache.
+#[derive(Debug, Default)]
+pub(super) struct DirectReads {
+    pub(super) alignment: OnceLock<Option<Alignment>>,
+    /// The file system refused one; none is tried again.
+    pub(super) is_refused: AtomicBool,
+    pub(super) is_tried_well: OnceLock<bool>,
+    /// Once something was to be dropped behind the reader.
+    pub(super) is_read_ahead_off: AtomicBool,
 }
 
 impl FileSource {
@@ -28,7 +44,14 @@ impl FileSource {
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let file = file.map_err(|source| Error::io(path, "open the file", source))?;
         let stamp = stamp(&file, path)?;
-        Ok(FileSource { file, stamp })
+        let file = Arc::new(file);
+        let raw = Box::new(Descriptors::new(Arc::clone(&file)));
+        Ok(FileSource { file, stamp, raw, direct: DirectReads::default() })
+    }
+
+    /// Puts something between this source and its system calls; what was found out about them is forgotten.
+    pub fn with_raw(self, wrap: impl FnOnce(Box<dyn RawRead>) -> Box<dyn RawRead>) -> FileSource {
+        FileSource { raw: wrap(self.raw), direct: DirectReads::default(), ..self }
     }
 
     /// What the file was when it was opened.
@@ -71,7 +94,7 @@ fn stamp(file: &File, path: &Path) -> Result<FileStamp> {
     Ok(FileStamp { path: path.to_owned(), dev: meta.dev(), ino: meta.ino(), len_bytes: meta.len(), mtime_ns })
 }
 
-fn same(before: &FileStamp, now: &FileStamp) -> Result<()> {
+pub(super) fn same(before: &FileStamp, now: &FileStamp) -> Result<()> {
     if before == now {
         return Ok(());
     }
@@ -92,80 +115,6 @@ impl ReadAt for FileSource {
     }
 
     fn read_exact_at(&self, start_byte: u64, target: &mut [u8]) -> Result<()> {
-        let mut done = 0;
-        while done < target.len() {
-            let at = start_byte + done as u64;
-            match self.file.read_at(&mut target[done..], at) {
-                Ok(0) => {
-                    let end_byte = start_byte + target.len() as u64;
-                    return Err(ends_early(end_byte, at).in_file(&self.stamp.path));
-                }
-                Ok(n) => done += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io_at(&self.stamp.path, "read", at, error)),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The files of a checkpoint, by position. The first few stay open from `open` to the load, so that nobody can swap
-/// them in between; the others (a folder may hold thousands) are opened again, and must be what they were.
-#[derive(Debug, Default)]
-pub struct FileSet {
-    files: Vec<Known>,
-}
-
-#[derive(Debug)]
-struct Known {
-    stamp: FileStamp,
-    open: Option<Arc<FileSource>>,
-}
-
-/// How many files stay open: well below the 1,024 that a process may have by default.
-const MAX_OPEN: usize = 128;
-
-impl FileSet {
-    /// Adds a file behind the others.
-    pub fn push(&mut self, source: FileSource) {
-        let stamp = source.stamp.clone();
-        let open = (self.files.len() < MAX_OPEN).then(|| Arc::new(source));
-        self.files.push(Known { stamp, open });
-    }
-
-    /// Fails with [`Error::Mismatch`] if a file that stayed open was written to or shortened since.
-    pub fn check_unchanged(&self) -> Result<()> {
-        self.files
-            .iter()
-            .filter_map(|known| known.open.as_ref())
-            .try_for_each(|source| source.check_unchanged())
-    }
-
-    /// What the files were when they were opened, by position.
-    pub fn stamps(&self) -> Vec<FileStamp> {
-        self.files.iter().map(|it| it.stamp.clone()).collect()
-    }
-
-    /// Number of files.
-    pub fn len(&self) -> usize {
-        self.files.len()
-    }
-
-    /// True without files.
-    pub fn is_empty(&self) -> bool {
-        self.files.is_empty()
-    }
-
-    /// A file, opened again if need be.
-    ///
-    /// Fails with [`Error::Mismatch`] if the path now leads to something else.
-    pub fn get(&self, index: usize) -> Result<Arc<FileSource>> {
-        let known = &self.files[index];
-        if let Some(source) = &known.open {
-            return Ok(Arc::clone(source));
-        }
-        let source = FileSource::open(&known.stamp.path)?;
-        same(&known.stamp, &source.stamp)?;
-        Ok(Arc::new(source))
+        self.read_buffered(start_byte, target)
     }
 }
