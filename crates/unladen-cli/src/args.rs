@@ -1,8 +1,9 @@
 //! The words of the command line.
 
+use crate::human;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
-use unladen::{Device, Format, Strategy};
+use unladen::{Casts, Device, Format, Intent, IoPath, PlanOptions, Strategy};
 
 /// Loads neural-network weights with no extra weight.
 #[derive(Parser)]
@@ -19,6 +20,9 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// List a checkpoint's tensors. Reads headers only, unless a hash is asked for.
     Inspect(InspectArgs),
+    /// Say what a load would do and take, here or on a machine elsewhere. Reads headers only.
+    #[command(after_help = strategies())]
+    Plan(PlanArgs),
     /// Load a checkpoint once and say what it took.
     #[command(after_help = strategies())]
     Load(LoadArgs),
@@ -39,6 +43,81 @@ pub(crate) enum Gpt2Command {
     Generate(GenerateArgs),
 }
 
+/// How to load: what every command that loads takes.
+#[derive(ClapArgs)]
+pub(crate) struct HowArgs {
+    /// The way of loading: auto (the fastest that fits), naive, sequential, meta, mmap, mmap-copy, per-tensor or stream.
+    #[arg(long, default_value = "auto", value_parser = choice)]
+    pub(crate) strategy: Choice,
+    /// What will happen to the weights: private (they may be written to) or read-only (the file's own pages will do).
+    #[arg(long, default_value = "private", value_parser = intent)]
+    pub(crate) intent: Intent,
+    /// Where the weights go.
+    #[arg(long, default_value = "host", value_parser = device)]
+    pub(crate) device: Device,
+    /// What the load may hold in host memory besides the weights: 64MiB, 512M, 1.5GiB or none.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = human::parse_bytes)]
+    pub(crate) host_budget: u64,
+    /// What may be allocated on the device, weights included; by default, what is free.
+    #[arg(long, value_name = "BYTES", default_value = "none", value_parser = human::parse_bytes)]
+    pub(crate) device_budget: u64,
+    /// Cast on the way: bf16, f16, f32 or f64, or rules such as `*.norm*=keep,*.weight=bf16`, the first that matches.
+    #[arg(long, value_name = "RULES", default_value = "keep", value_parser = casts)]
+    pub(crate) dtype: Casts,
+    /// How bytes come from the file: buffered, drop-behind, direct or mixed; by default, by what the page cache holds.
+    #[arg(long, value_name = "PATH", value_parser = io_path)]
+    pub(crate) io: Option<IoPath>,
+    /// Leave the file in the page cache, because other processes load it too.
+    #[arg(long)]
+    pub(crate) share_cache: bool,
+    /// Threads that read; by default, as many as there are processors, up to 8, and 4 for a disk.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+}
+
+/// A strategy, or the choice of one.
+#[derive(Clone, Copy)]
+pub(crate) enum Choice {
+    Auto,
+    Named(Strategy),
+}
+
+impl HowArgs {
+    pub(crate) fn options(&self) -> PlanOptions {
+        PlanOptions {
+            strategy: match self.strategy {
+                Choice::Auto => None,
+                Choice::Named(strategy) => Some(strategy),
+            },
+            intent: self.intent,
+            device: self.device,
+            host_budget_bytes: self.host_budget,
+            device_budget_bytes: self.device_budget,
+            n_threads: self.threads,
+            casts: self.dtype.clone(),
+            io: self.io,
+            share_cache: self.share_cache,
+        }
+    }
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct PlanArgs {
+    /// A checkpoint file, or a folder with one file per tensor.
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) how: HowArgs,
+    /// Free host memory of the machine that is meant, if it is not this one.
+    #[arg(long, value_name = "BYTES", value_parser = human::parse_bytes)]
+    pub(crate) free_host: Option<u64>,
+    /// Free memory of its device.
+    #[arg(long, value_name = "BYTES", value_parser = human::parse_bytes)]
+    pub(crate) free_device: Option<u64>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(ClapArgs)]
 pub(crate) struct CompareArgs {
     /// The checkpoint; without one, a randomly initialised GPT-2 is saved once and used.
@@ -56,6 +135,9 @@ pub(crate) struct CompareArgs {
     /// Where the weights go.
     #[arg(long, default_value = "host", value_parser = device)]
     pub(crate) device: Device,
+    /// What each load may hold in host memory besides the weights; by default, whatever it takes, to see it.
+    #[arg(long, value_name = "BYTES", default_value = "none", value_parser = human::parse_bytes)]
+    pub(crate) host_budget: u64,
     /// Folder for what is saved here: the GPT-2, and a checkpoint's tensors as single files. It stays there.
     #[arg(long)]
     pub(crate) dir: Option<PathBuf>,
@@ -88,12 +170,14 @@ pub(crate) enum Hash {
 pub(crate) struct LoadArgs {
     /// A checkpoint file, or a folder with one file per tensor.
     pub(crate) file: PathBuf,
-    /// The way of loading: naive, sequential, meta, mmap, mmap-copy, per-tensor or stream.
-    #[arg(long, default_value = "stream", value_parser = strategy)]
-    pub(crate) strategy: Strategy,
-    /// Where the weights go.
-    #[arg(long, default_value = "host", value_parser = device)]
-    pub(crate) device: Device,
+    #[command(flatten)]
+    pub(crate) how: HowArgs,
+    /// Fill the same memory a second time and say what that took: the price of refilling a model that is there.
+    #[arg(long)]
+    pub(crate) refill: bool,
+    /// Read a byte of every page of the weights, on the clock: a mapping that is never touched costs nothing.
+    #[arg(long)]
+    pub(crate) touch: bool,
     /// Compute one hash over all that was loaded, outside the clock.
     #[arg(long)]
     pub(crate) digest: bool,
@@ -150,9 +234,8 @@ pub(crate) struct ForwardArgs {
     /// Token ids, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1,2,3")]
     pub(crate) tokens: Vec<u32>,
-    /// The way of loading.
-    #[arg(long, default_value = "stream", value_parser = strategy)]
-    pub(crate) strategy: Strategy,
+    #[command(flatten)]
+    pub(crate) how: HowArgs,
     /// Attention heads, for a GPT-2 of an unusual width (else config.json is asked).
     #[arg(long)]
     pub(crate) heads: Option<usize>,
@@ -171,9 +254,8 @@ pub(crate) struct GenerateArgs {
     /// How many tokens to add.
     #[arg(long, default_value_t = 30)]
     pub(crate) tokens: usize,
-    /// The way of loading.
-    #[arg(long, default_value = "stream", value_parser = strategy)]
-    pub(crate) strategy: Strategy,
+    #[command(flatten)]
+    pub(crate) how: HowArgs,
     /// Attention heads, for a GPT-2 of an unusual width (else config.json is asked).
     #[arg(long)]
     pub(crate) heads: Option<usize>,
@@ -188,6 +270,25 @@ fn strategies() -> String {
 fn strategy(text: &str) -> Result<Strategy, String> {
     let known: Vec<_> = Strategy::all().map(Strategy::name).collect();
     text.parse().map_err(|_| format!("known are {}", known.join(", ")))
+}
+
+fn choice(text: &str) -> Result<Choice, String> {
+    match text {
+        "auto" => Ok(Choice::Auto),
+        _ => strategy(text).map(Choice::Named).map_err(|known| format!("{known}, and auto")),
+    }
+}
+
+fn intent(text: &str) -> Result<Intent, String> {
+    text.parse().map_err(|_| "known are private and read-only".to_owned())
+}
+
+fn io_path(text: &str) -> Result<IoPath, String> {
+    text.parse().map_err(|error: unladen::Error| error.to_string())
+}
+
+fn casts(text: &str) -> Result<Casts, String> {
+    Casts::parse(text).map_err(|error| format!("{error}; {}", error.hint()))
 }
 
 fn device(text: &str) -> Result<Device, String> {

@@ -5,3 +5,4 @@ pub(crate) mod convert;
 pub(crate) mod gpt2;
 pub(crate) mod inspect;
 pub(crate) mod load;
+pub(crate) mod plan;

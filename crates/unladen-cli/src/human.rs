@@ -13,6 +13,33 @@ pub(crate) fn bytes(n_bytes: u64) -> String {
     }
 }
 
+/// `64MiB`, `512 m`, `1.5GiB`, `4096`, and `none` for no limit. All units are powers of 1024.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    if text == "none" {
+        return Ok(u64::MAX);
+    }
+    let digits = text.find(|it: char| !it.is_ascii_digit() && it != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err("a size is a number with KiB, MiB, GiB or TiB, or `none`".to_owned()),
+    };
+    // Whole bytes stay whole: a float has too few digits for them.
+    if let Ok(number) = number.parse::<u64>() {
+        return number
+            .checked_shl(shift)
+            .filter(|it| it >> shift == number)
+            .ok_or_else(|| "too large".to_owned());
+    }
+    let number: f64 = number.parse().map_err(|_| "a size begins with a number, or is `none`".to_owned())?;
+    Ok((number * (1u64 << shift) as f64) as u64)
+}
+
 /// `0.123`, `12.3`.
 pub(crate) fn seconds(seconds: f64) -> String {
     let n_decimals = if seconds < 10.0 { 3 } else { 1 };
@@ -22,6 +49,16 @@ pub(crate) fn seconds(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_read_as_they_are_written() {
+        let known = ["0", "4096", "64MiB", "64 m", "1.5GiB", "9007199254740993", "none"];
+        let read: Vec<u64> = known.iter().map(|it| parse_bytes(it).unwrap()).collect();
+        assert_eq!(read, [0, 4096, 64 << 20, 64 << 20, 3 << 29, 9_007_199_254_740_993, u64::MAX]);
+        for wrong in ["", "MiB", "-1", "1.2.3", "7 apples", "99999999999 TiB"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn three_digits_count() {

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let result = match &args.command {
         Command::Compare(args) => commands::compare::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Plan(args) => commands::plan::run(args),
         Command::Load(args) => commands::load::run(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Gpt2(Gpt2Command::Save(args)) => commands::gpt2::save(args),

@@ -10,7 +10,14 @@ pub(crate) struct Row {
     /// From the path to the weights: open, plan, run.
     pub(crate) load_s: f64,
     pub(crate) tensors: usize,
+    /// Bytes of the tensors that were brought.
     pub(crate) bytes: u64,
+    /// Memory that stays with them: the host's overhead is its peak less this.
+    pub(crate) weights_bytes: u64,
+    /// What the load was allowed besides; nothing: whatever it takes.
+    pub(crate) host_budget_bytes: Option<u64>,
+    /// How bytes came from the files.
+    pub(crate) io: String,
     pub(crate) host_peak_anon_bytes: u64,
     pub(crate) host_peak_rss_bytes: u64,
     pub(crate) device_peak_bytes: u64,

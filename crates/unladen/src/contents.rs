@@ -6,7 +6,7 @@ use crate::{
     error::{Fault, Result},
     progress::Progress,
     source::{FileSet, ReadAt},
-    tensor::{Axis, Backing, Block, FileId, Layout, Piece, Side, Tensor, TensorId, Window},
+    tensor::{Backing, Block, FileId, Layout, Piece, Side, Tensor, TensorId, Window},
 };
 use std::sync::Arc;
 
@@ -100,7 +100,7 @@ impl<'a> Reader<'a> {
             for piece in checkpoint.pieces(id) {
                 let Some(block) = Block::within(piece.layout, piece.at, &window) else { continue };
                 covered_bytes += block.len_bytes();
-                let max_bytes = read_limit(&block);
+                let max_bytes = block.read_limit(WINDOW_BYTES);
                 for mut part in block.split(Side::Source, max_bytes) {
                     self.read(&piece, part.source_byte, part.span_bytes(Side::Source))?;
                     part.source_byte = 0;
@@ -129,20 +129,6 @@ impl<'a> Reader<'a> {
         piece.resolve.apply(piece.layout.dtype(), &mut self.source);
         Ok(())
     }
-}
-
-/// How many bytes to read at once for a block: all that it spans, unless most of them belong to others.
-///
-/// A few columns of a wide matrix span all its rows. Reading them row by row touches the columns alone, instead of
-/// reading the matrix again for every window; worth it while the rows are few and the runs not tiny.
-fn read_limit(block: &Block) -> u64 {
-    let span_bytes = block.span_bytes(Side::Source);
-    let reach = |axis: &Axis| (axis.len - 1) * axis.source_step_bytes;
-    let Some(widest) = block.axes.iter().max_by_key(|axis| reach(axis)) else { return WINDOW_BYTES };
-    let row_bytes = span_bytes - reach(widest);
-    let is_sparse = span_bytes / 4 > block.len_bytes();
-    if is_sparse && row_bytes >= 512 && widest.len <= 1 << 16 { row_bytes } else { WINDOW_BYTES }
-        .min(WINDOW_BYTES)
 }
 
 #[cfg(test)]
@@ -226,8 +212,8 @@ mod tests {
         let view = Layout::strided(DType::F32, &[16384, 16384], &[1, 16384], 0).unwrap();
         let window = Window::in_order(view.shape(), WINDOW_BYTES / 4).next().unwrap();
         let block = Block::within(&view, &[0, 0], &window).unwrap();
-        let limit = read_limit(&block);
-        let read: u64 = block.split(Side::Source, limit).iter().map(|it| it.span_bytes(Side::Source)).sum();
+        let limit = block.read_limit(WINDOW_BYTES);
+        let read: u64 = block.split(Side::Source, limit).map(|it| it.span_bytes(Side::Source)).sum();
         assert_eq!(read, WINDOW_BYTES);
     }
 

@@ -1,8 +1,10 @@
 //! Runs plans: the only room with threads. Knows no format, decides nothing.
 
 mod copy;
+mod queue;
 mod split;
 mod stream;
+mod worker;
 
 use crate::{
     destination::{Arena, Placed, StateDict},
@@ -14,6 +16,7 @@ use crate::{
     tensor::{FileId, TensorId},
 };
 use std::{path::Path, sync::Arc};
+use stream::Stream;
 
 /// Gives the values of a model that was not loaded: called with a tensor's name and its memory, by several threads.
 pub type InitialValues<'a> = &'a (dyn Fn(&str, &mut [u8]) + Sync);
@@ -34,7 +37,7 @@ pub struct Run<'r, 'a> {
     /// For every thread.
     pub io: Io<'r>,
     /// The tensors' names, by position.
-    pub names: &'r dyn Fn(TensorId) -> &'r str,
+    pub names: &'r (dyn Fn(TensorId) -> &'r str + Sync),
     /// Where reservations are counted.
     pub ledger: Arc<Ledger>,
     /// What `Step::Fill` fills with; zeros without.
@@ -50,7 +53,9 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
     let io = run.io;
     io.files.check_unchanged()?;
     io.progress.expect(plan.work_bytes());
-    let n_threads = plan.options().n_threads.max(1);
+    let n_threads = plan.n_threads();
+    // Names, shapes and steps are there already, stacks soon.
+    let _bookkeeping = run.ledger.reserve(Space::Bookkeeping, plan.bookkeeping_bytes());
     let mut slots: Slots<'a> = (0..plan.n_slots()).map(|_| None).collect();
     let mut placed: Vec<(TensorId, SlotId, Placed)> = Vec::new();
     let mut mapped: Vec<FileId> = Vec::new();
@@ -74,7 +79,11 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
                 let fills = fills.iter().map(|fill| (fill.target, (run.names)(fill.tensor)));
                 copy::fill(fills, &mut slots, n_threads, io, run.initial_values)?;
             }
-            Step::Stream { staging, chunks } => stream::stream(staging, chunks, &mut slots, n_threads, io)?,
+            Step::Stream { staging, chunk_bytes, placed, reads } => {
+                let (chunk_bytes, placed, paths) = (*chunk_bytes, *placed, plan.io());
+                Stream { staging, chunk_bytes, placed, reads, paths, n_threads }.run(&mut slots, io)?;
+            }
+            Step::Populate { slot, ranges } => copy::populate(*slot, ranges, &slots, n_threads, io)?,
             Step::Copy(copy) => copy::copy(copy, &mut slots, n_threads, io)?,
             Step::Release(slot) => slots[slot.0 as usize] = None,
             Step::HandOver { tensor, slot, start_byte, layout } => {

@@ -31,13 +31,17 @@ pub enum Error {
     #[error("{0}")]
     Unsupported(Box<Fault>),
     /// The load does not fit into the memory that it may take.
-    #[error("{}: {what} needs {needed_bytes} bytes, but {available_bytes} are available", path.display())]
+    #[error("{}: {}`{what}` needs {limit} of {needed_bytes} bytes, but {available_bytes} are {}", path.display(), Of(tensor), limit.there_are())]
     OverBudget {
         /// The checkpoint.
         path: PathBuf,
-        /// Who asks for the bytes.
+        /// The tensor that takes most of it, where one does.
+        tensor: Option<String>,
+        /// What the load breaks.
+        limit: Limit,
+        /// Who asks for the bytes: a strategy.
         what: String,
-        /// Bytes asked for, what is held already included.
+        /// The least that would do: as a budget, this number works and one less does not.
         needed_bytes: u64,
         /// Bytes that may be held.
         available_bytes: u64,
@@ -53,12 +57,65 @@ pub enum Error {
     /// Two things that should agree do not: a model and a checkpoint, a file and its stamp.
     #[error("{0}")]
     Mismatch(Box<Fault>),
+    /// A part of the program failed where it must not.
+    #[error("{}{}: a thread of the load panicked: {message}", path.display(), At(*offset_bytes))]
+    Panicked {
+        /// The file that it was reading.
+        path: PathBuf,
+        /// Where in it.
+        offset_bytes: Option<u64>,
+        /// What it said.
+        message: String,
+    },
     /// The caller asked to stop.
     #[error("{}: cancelled", path.display())]
     Cancelled {
         /// The file that was being read or written.
         path: PathBuf,
     },
+}
+
+/// What a load can be too large for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Limit {
+    /// The host budget: memory besides the weights.
+    HostBudget,
+    /// The device budget: the weights and all else on the device.
+    DeviceBudget,
+    /// The machine's memory, or what the control group leaves of it.
+    FreeMemory,
+    /// What any machine can address.
+    AddressSpace,
+}
+
+impl Limit {
+    fn there_are(self) -> &'static str {
+        match self {
+            Limit::HostBudget | Limit::DeviceBudget => "allowed",
+            Limit::FreeMemory => "free",
+            Limit::AddressSpace => "possible",
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Limit::HostBudget => "a host budget",
+            Limit::DeviceBudget => "a device budget",
+            Limit::FreeMemory => "free memory",
+            Limit::AddressSpace => "an address space",
+        })
+    }
+}
+
+struct Of<'a>(&'a Option<String>);
+
+impl fmt::Display for Of<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |name| write!(f, "tensor `{}`: ", name.escape_debug()))
+    }
 }
 
 /// What is wrong with a file, and where. Parsers fill in what they know, their callers add the path.
@@ -172,6 +229,7 @@ impl Error {
             Error::Unsupported(_) => "Unsupported",
             Error::OverBudget { .. } => "OverBudget",
             Error::Device { .. } => "Device",
+            Error::Panicked { .. } => "Panicked",
             Error::Mismatch(_) => "Mismatch",
             Error::Cancelled { .. } => "Cancelled",
         }
@@ -198,10 +256,19 @@ impl Error {
                 io::ErrorKind::AlreadyExists => "choose another name, or pass --force to replace it",
                 _ => "try again; if it happens again, check the disk",
             },
+            Error::OverBudget { limit: Limit::HostBudget, .. } => {
+                "allow the bytes that it needs (--host-budget), or let `auto` choose a way that needs less"
+            }
+            Error::OverBudget { limit: Limit::DeviceBudget, .. } => {
+                "allow the bytes that it needs (--device-budget), or cast to a smaller type (--dtype bf16)"
+            }
             Error::OverBudget { .. } => {
-                "of the ways to own the weights `stream` needs least; `mmap` needs none if they are only read"
+                "of the ways to own the weights `stream` needs least, --dtype bf16 less; --intent read-only needs none"
             }
             Error::Device { .. } => "use --device host",
+            Error::Panicked { .. } => {
+                "this is a bug of unladen; everything was given back, and another load can be tried"
+            }
             Error::Cancelled { .. } => "nothing was left behind",
         }
     }

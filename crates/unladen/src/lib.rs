@@ -37,6 +37,7 @@ pub mod stamp;
 pub mod tensor;
 pub mod verify;
 
+pub use cast::Casts;
 pub use checkpoint::{Checkpoint, Format};
 pub use destination::{StateDict, TensorView};
 pub use device::Device;
@@ -44,5 +45,5 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use io_path::IoPath;
 pub use load::{Loaded, OpenCheckpoint, RunOptions, open};
-pub use plan::{LoadPlan, PlanOptions, Strategy};
+pub use plan::{Intent, LoadPlan, Machine, PlanOptions, Strategy};
 pub use progress::Progress;

@@ -1,19 +1,21 @@
 //! The front door: open a checkpoint, plan a load, run it.
 
+mod machine;
+
 use crate::{
     checkpoint::Checkpoint,
     destination::StateDict,
     device::Device,
     engine::{self, InitialValues, Io, Run},
-    error::{Error, Fault, Result},
+    error::{Fault, Result},
     format,
     memory::{Held, Ledger, Peaks},
-    plan::{LoadPlan, PlanOptions},
+    plan::{LoadPlan, Machine, PlanOptions, Strategy},
     progress::Progress,
     source::FileSet,
     tensor::{Layout, TensorId},
 };
-use std::{ops::Deref, path::Path};
+use std::{collections::HashMap, ops::Deref, path::Path};
 
 /// A checkpoint whose headers were read and whose files are open.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub struct RunOptions<'r> {
     pub progress: Option<&'r Progress>,
     /// The values of the model that `naive` and `sequential` make first; zeros without.
     pub initial_values: Option<InitialValues<'r>>,
+    /// Called with bytes done and total some twenty times a second, from a thread of its own, and once at the end.
+    pub on_progress: Option<&'r mut (dyn FnMut(u64, u64) + Send)>,
     /// Called after each step with its position and what is held.
     pub after_step: Option<&'r mut dyn FnMut(usize, Held)>,
 }
@@ -61,21 +65,21 @@ impl OpenCheckpoint {
         &self.files
     }
 
-    /// Decides what a load of every tensor will do; reads nothing.
-    pub fn plan(&self, options: PlanOptions) -> Result<LoadPlan> {
-        LoadPlan::new(&self.checkpoint, options)
+    /// What a plan for this checkpoint must know of this machine: asks the system, reads nothing of the files.
+    pub fn machine(&self, options: &PlanOptions) -> Machine {
+        machine::machine(&self.files, options)
     }
 
-    /// Runs a plan that was made for this checkpoint.
+    /// Decides what a load of every tensor on this machine will do; reads nothing.
     ///
-    /// Fails with [`Error::OverBudget`] before anything is read if the plan needs more memory than the machine
-    /// (or this process's control group) has left. On any failure everything that was taken is given back.
+    /// Fails with [`Error::OverBudget`](crate::Error::OverBudget) if no way fits the budgets, or the memory that the
+    /// machine (or this process's control group) has left: it names the smallest budget that works.
+    pub fn plan(&self, options: &PlanOptions) -> Result<LoadPlan> {
+        LoadPlan::new(&self.checkpoint, options, &self.machine(options))
+    }
+
+    /// Runs a plan that was made for this checkpoint. On any failure everything that was taken is given back.
     pub fn run(&self, plan: &LoadPlan, options: RunOptions<'_>) -> Result<Loaded<'static>> {
-        let needed_bytes = plan.predicted().host_anon_bytes;
-        if let Some(available_bytes) = crate::memory::available_bytes().filter(|&it| it < needed_bytes) {
-            let what = format!("`{}`", plan.options().strategy);
-            return Err(Error::OverBudget { path: self.path.clone(), what, needed_bytes, available_bytes });
-        }
         self.run_with(plan, options, &mut |tensor| {
             let expected = "a plan that reserves its memory";
             Err(Fault::new(expected, "one that wants the caller's")
@@ -94,28 +98,33 @@ impl OpenCheckpoint {
     /// }
     /// # Ok::<(), unladen::Error>(())
     /// ```
-    pub fn load(&self, strategy: crate::Strategy) -> Result<Loaded<'static>> {
-        self.run(&self.plan(PlanOptions::new(strategy))?, RunOptions::default())
+    pub fn load(&self, strategy: Strategy) -> Result<Loaded<'static>> {
+        self.run(&self.plan(&PlanOptions::new(strategy))?, RunOptions::default())
     }
 
-    /// Fills memory that exists already, read in place: `buffer_for` is asked once per tensor with data, with its name
-    /// and the row-major layout that its bytes will have.
+    /// Fills memory that exists already: `buffer_for` is asked once per tensor with data, with its name and the row-major
+    /// layout that its bytes will have, casts included.
     ///
-    /// Fails with [`Error::Mismatch`] if there is no buffer for a tensor, or one of another length.
+    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if there is no buffer for a tensor, or one of another length.
     pub fn load_into<'a>(
         &self,
         mut buffer_for: impl FnMut(&str, &Layout) -> Option<&'a mut [u8]>,
+        plan_options: &PlanOptions,
         options: RunOptions<'_>,
     ) -> Result<Loaded<'a>> {
-        let plan = LoadPlan::into_caller_memory(&self.checkpoint, PlanOptions::new(crate::Strategy::Stream))?;
+        let machine = self.machine(plan_options);
+        let plan = LoadPlan::into_caller_memory(&self.checkpoint, plan_options, &machine)?;
+        let layouts: HashMap<TensorId, &Layout> = plan.layouts().collect();
         self.run_with(&plan, options, &mut |id| {
-            let tensor = self.tensor(id);
-            let layout = tensor.layout.loaded();
-            let buffer = buffer_for(&tensor.name, &layout);
+            let name = &self.tensor(id).name;
+            let expected = "a plan that hands over what it fills";
+            let layout =
+                *layouts.get(&id).ok_or_else(|| Fault::new(expected, "none").tensor(name).mismatch())?;
+            let buffer = buffer_for(name, layout);
             let found = buffer.as_ref().map_or("none".to_owned(), |it| format!("{} bytes", it.len()));
             buffer.filter(|it| it.len() as u64 == layout.len_bytes()).ok_or_else(|| {
                 let expected = format!("a buffer of {} bytes", layout.len_bytes());
-                Fault::new(expected, found).tensor(&tensor.name).mismatch().in_file(&self.path)
+                Fault::new(expected, found).tensor(name).mismatch().in_file(&self.path)
             })
         })
     }
@@ -126,7 +135,7 @@ impl OpenCheckpoint {
         options: RunOptions<'_>,
         adopt: &mut dyn FnMut(TensorId) -> Result<&'a mut [u8]>,
     ) -> Result<Loaded<'a>> {
-        let ledger = Ledger::new(plan.options().device == Device::Host);
+        let ledger = Ledger::new(plan.device() == Device::Host);
         let unwatched = Progress::default();
         let progress = options.progress.unwrap_or(&unwatched);
         let mut nobody = |_, _| {};
@@ -138,7 +147,10 @@ impl OpenCheckpoint {
             adopt,
             after_step: options.after_step.unwrap_or(&mut nobody),
         };
-        let state = engine::run(plan, run)?;
+        let state = match options.on_progress {
+            Some(callback) => progress.report(callback, || engine::run(plan, run))?,
+            None => engine::run(plan, run)?,
+        };
         Ok(Loaded { state, peaks: ledger.get().1 })
     }
 }

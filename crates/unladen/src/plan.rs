@@ -3,83 +3,64 @@
 //! A strategy is a generator of steps; the engine runs any of them. Only `Reserve`, `Map` and `Release` change what is
 //! held, and they are barriers, so a walk over the steps predicts the peaks exactly. No I/O here.
 
+mod choose;
 mod items;
+mod options;
 mod place;
+mod size;
 mod steps;
 mod strategy;
 
-pub use steps::{Chunk, Copy, Fill, SlotId, Span, Step};
+pub use options::{DEFAULT_HOST_BUDGET_BYTES, Intent, Machine, PlanOptions};
+pub use size::STACK_BYTES;
+pub use steps::{
+    Change, Copy, Fill, Gather, PLACED_BYTES, Part, Read, SlotId, Span, Step, Way, source_room_bytes,
+};
 pub use strategy::Strategy;
 
 use crate::{
     checkpoint::Checkpoint,
     device::Device,
-    error::{Error, Result},
+    error::Result,
+    io_path::IoPath,
     memory::{Held, Peaks, Space},
+    tensor::{Layout, TensorId},
 };
-
-/// What the caller decides about a load.
-#[derive(Clone, Copy, Debug)]
-pub struct PlanOptions {
-    /// The way of loading.
-    pub strategy: Strategy,
-    /// Where the weights will stay.
-    pub device: Device,
-    /// Threads that read and copy; each has a staging buffer where bytes cannot land in place.
-    pub n_threads: usize,
-}
-
-impl PlanOptions {
-    /// A strategy with what this machine suggests for the rest.
-    pub fn new(strategy: Strategy) -> PlanOptions {
-        // More threads than this do not make one file come faster.
-        let n_threads = std::thread::available_parallelism().map_or(2, |it| it.get().min(8));
-        PlanOptions { strategy, device: Device::Host, n_threads }
-    }
-}
-
-/// More than any machine addresses, and far enough below 2⁶⁴ that no sum of a plan overflows.
-const MAX_PLAN_BYTES: u64 = 1 << 56;
+use std::collections::HashSet;
 
 /// What a load will do.
 #[derive(Clone, Debug)]
 pub struct LoadPlan {
     steps: Vec<Step>,
     n_slots: usize,
-    options: PlanOptions,
+    strategy: Strategy,
+    device: Device,
+    n_threads: usize,
+    io: Vec<IoPath>,
+    bookkeeping_bytes: u64,
     predicted: Peaks,
+    weights_bytes: u64,
 }
 
 impl LoadPlan {
     /// Plans a load of every tensor of `checkpoint` into memory that the load reserves.
     ///
-    /// Fails with [`Error::OverBudget`] if no address space could ever hold the tensors: expanded views claim
-    /// terabytes with a few bytes of file.
-    pub fn new(checkpoint: &Checkpoint, options: PlanOptions) -> Result<LoadPlan> {
-        check_size(checkpoint)?;
-        Ok(LoadPlan::of(strategy::steps(checkpoint, &options), options))
+    /// Fails with [`Error::OverBudget`](crate::Error::OverBudget) if no way of loading fits: it says what is too large and
+    /// the smallest budget that works. Expanded views that no address space could hold, terabytes from a few bytes of
+    /// file, fail so too.
+    pub fn new(checkpoint: &Checkpoint, options: &PlanOptions, machine: &Machine) -> Result<LoadPlan> {
+        choose::plan(checkpoint, options, machine)
     }
 
     /// Plans to fill memory that the caller owns: one slot per tensor, in the checkpoint's order.
     ///
     /// Fails like [`LoadPlan::new`].
-    pub fn into_caller_memory(checkpoint: &Checkpoint, options: PlanOptions) -> Result<LoadPlan> {
-        check_size(checkpoint)?;
-        Ok(LoadPlan::of(strategy::steps_into_caller_memory(checkpoint, &options), options))
-    }
-
-    fn of(steps: steps::Steps, options: PlanOptions) -> LoadPlan {
-        let mut plan = LoadPlan {
-            n_slots: steps.n_slots(),
-            steps: steps.into_vec(),
-            options,
-            predicted: Peaks::default(),
-        };
-        plan.predicted = plan.walk().fold(Peaks::default(), |mut peaks, held| {
-            peaks.raise(held, plan.options.device == Device::Host);
-            peaks
-        });
-        plan
+    pub fn into_caller_memory(
+        checkpoint: &Checkpoint,
+        options: &PlanOptions,
+        machine: &Machine,
+    ) -> Result<LoadPlan> {
+        choose::plan_into_caller_memory(checkpoint, options, machine)
     }
 
     /// The steps, in order.
@@ -92,9 +73,29 @@ impl LoadPlan {
         self.n_slots
     }
 
-    /// What the plan was made for.
-    pub fn options(&self) -> &PlanOptions {
-        &self.options
+    /// The way of loading that was named or chosen.
+    pub fn strategy(&self) -> Strategy {
+        self.strategy
+    }
+
+    /// Where the weights will stay.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Threads that read and copy, the caller's included.
+    pub fn n_threads(&self) -> usize {
+        self.n_threads
+    }
+
+    /// How bytes will come from each file, by position.
+    pub fn io(&self) -> &[IoPath] {
+        &self.io
+    }
+
+    /// What the load holds all along in names, shapes, steps and stacks.
+    pub fn bookkeeping_bytes(&self) -> u64 {
+        self.bookkeeping_bytes
     }
 
     /// The peaks that running the plan will reach.
@@ -102,9 +103,25 @@ impl LoadPlan {
         self.predicted
     }
 
+    /// Memory that stays with the weights when the load is over; none for mappings and for the caller's memory.
+    pub fn weights_bytes(&self) -> u64 {
+        self.weights_bytes
+    }
+
+    /// The most that the load holds in host memory besides the weights: what the host budget is about.
+    pub fn overhead_bytes(&self) -> u64 {
+        let weights_bytes = if self.device == Device::Host { self.weights_bytes } else { 0 };
+        self.predicted.host_anon_bytes - weights_bytes
+    }
+
+    /// What is held before the first step.
+    fn held_before(&self) -> Held {
+        Held { bookkeeping_bytes: self.bookkeeping_bytes, ..Held::default() }
+    }
+
     /// What will be held after each step.
     pub fn walk(&self) -> impl Iterator<Item = Held> {
-        let mut held = Held::default();
+        let mut held = self.held_before();
         let mut slots = vec![None; self.n_slots];
         self.steps.iter().map(move |step| {
             match step {
@@ -124,6 +141,7 @@ impl LoadPlan {
                 Step::Adopt { .. }
                 | Step::Fill(_)
                 | Step::Stream { .. }
+                | Step::Populate { .. }
                 | Step::Copy(_)
                 | Step::HandOver { .. } => {}
             }
@@ -131,30 +149,44 @@ impl LoadPlan {
         })
     }
 
+    /// Every tensor that is handed over, with its layout in memory.
+    pub fn layouts(&self) -> impl Iterator<Item = (TensorId, &Layout)> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::HandOver { tensor, layout, .. } => Some((*tensor, layout)),
+            _ => None,
+        })
+    }
+
+    /// Bytes of the tensors that are handed over; tied ones count once.
+    pub fn brought_bytes(&self) -> u64 {
+        let mut seen = HashSet::new();
+        let of_step = |step: &Step| match step {
+            Step::HandOver { slot, start_byte, layout, .. } => {
+                let is_new =
+                    seen.insert((*slot, start_byte + layout.stored_bytes().start, layout.len_bytes()));
+                if is_new { layout.len_bytes() } else { 0 }
+            }
+            _ => 0,
+        };
+        self.steps.iter().map(of_step).sum()
+    }
+
     /// Bytes that the steps read from files.
     pub fn read_bytes(&self) -> u64 {
-        let chunks = self.steps.iter().filter_map(|step| match step {
-            Step::Stream { chunks, .. } => Some(chunks),
+        let reads = self.steps.iter().filter_map(|step| match step {
+            Step::Stream { reads, .. } => Some(reads),
             _ => None,
         });
-        chunks.flatten().map(|chunk| chunk.len_bytes).sum()
+        reads.flatten().map(|read| read.len_bytes).sum()
     }
 
-    /// Bytes that the steps read or copy: the measure of progress.
+    /// Bytes that the steps read, copy or bring in: the measure of progress.
     pub fn work_bytes(&self) -> u64 {
-        let copied = self.steps.iter().map(|step| match step {
-            Step::Copy(copy) => copy.len_bytes(),
+        let others = self.steps.iter().map(|step| match step {
+            Step::Copy(copy) => copy.source.len_bytes,
+            Step::Populate { ranges, .. } => ranges.iter().map(|it| it.end - it.start).sum(),
             _ => 0,
         });
-        self.read_bytes() + copied.sum::<u64>()
+        self.read_bytes() + others.sum::<u64>()
     }
-}
-
-fn check_size(checkpoint: &Checkpoint) -> Result<()> {
-    let needed_bytes = checkpoint.len_bytes();
-    if needed_bytes <= MAX_PLAN_BYTES {
-        return Ok(());
-    }
-    let (path, what) = (checkpoint.path.clone(), "the checkpoint".to_owned());
-    Err(Error::OverBudget { path, what, needed_bytes, available_bytes: MAX_PLAN_BYTES })
 }

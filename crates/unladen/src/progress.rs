@@ -4,7 +4,29 @@ use crate::error::{Error, Result};
 use std::{
     path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::Duration,
 };
+
+/// How often a callback is called.
+const REPORT_EVERY: Duration = Duration::from_millis(50);
+
+/// What the thread that calls it has for its stack. The callback is the caller's, and may print.
+const REPORT_STACK_BYTES: usize = 128 << 10;
+
+struct Stop<'s, 'scope> {
+    is_over: &'s AtomicBool,
+    watcher: Option<thread::ScopedJoinHandle<'scope, ()>>,
+}
+
+impl Drop for Stop<'_, '_> {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+        if let Some(watcher) = &self.watcher {
+            watcher.thread().unpark();
+        }
+    }
+}
 
 /// How far a load, a save or a hash is. Shared by the thread that works and the one that watches.
 #[derive(Debug, Default)]
@@ -33,6 +55,33 @@ impl Progress {
     /// Asks the work to stop within one chunk.
     pub fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Does some work while a thread calls `callback` with bytes done and total, twenty times a second and once at the
+    /// end. Without a thread to be had, only at the end.
+    pub fn report<T>(&self, callback: &mut (dyn FnMut(u64, u64) + Send), work: impl FnOnce() -> T) -> T {
+        let is_over = AtomicBool::new(false);
+        let mut call = || {
+            let (done_bytes, total_bytes) = self.get();
+            callback(done_bytes, total_bytes);
+        };
+        let result = thread::scope(|scope| {
+            let watch = || {
+                while !is_over.load(Ordering::Acquire) {
+                    call();
+                    thread::park_timeout(REPORT_EVERY);
+                }
+            };
+            let watcher =
+                thread::Builder::new().stack_size(REPORT_STACK_BYTES).spawn_scoped(scope, watch).ok();
+            // The thread ends when the work panics, too: else the scope would wait for it.
+            let stop = Stop { is_over: &is_over, watcher };
+            let result = work();
+            drop(stop);
+            result
+        });
+        call();
+        result
     }
 
     /// Fails with [`Error::Cancelled`] once somebody asked to stop.

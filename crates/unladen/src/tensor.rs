@@ -3,7 +3,7 @@
 mod block;
 mod layout;
 
-pub use block::{Axis, Block, Side, Window};
+pub use block::{Axis, Block, Parts, Side, Window};
 pub use layout::{Dims, Layout, MAX_DIMS};
 
 use crate::dtype::Resolve;

@@ -22,7 +22,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("destination", &["dtype", "error", "memory", "tensor"]),
     (
         "engine",
-        &["cast", "destination", "dtype", "error", "io_path", "memory", "plan", "progress", "source", "tensor"],
+        &[
+            "cast",
+            "destination",
+            "dtype",
+            "error",
+            "io_path",
+            "memory",
+            "plan",
+            "progress",
+            "source",
+            "tensor",
+        ],
     ),
     // What works on any checkpoint: `contents` walks its tensors' bytes in order.
     ("contents", &["checkpoint", "dtype", "error", "io_path", "progress", "source", "stamp", "tensor"]),

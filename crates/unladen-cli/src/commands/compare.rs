@@ -101,6 +101,8 @@ fn one(strategy: Strategy, file: &Path, args: &CompareArgs, bench: &Workbench) -
         strategy.name(),
         "--device",
         &args.device.to_string(),
+        "--host-budget",
+        &if args.host_budget == u64::MAX { "none".to_owned() } else { args.host_budget.to_string() },
     ]);
     command.args(args.heads.iter().flat_map(|heads| ["--heads".to_owned(), heads.to_string()]));
     command.arg("--logits-to").arg(&logits_file).arg("--").arg(file);

@@ -1,12 +1,12 @@
 //! `unladen gpt2`: save one, run one, let one write.
 
 use crate::{
-    args::{ForwardArgs, GenerateArgs, SaveArgs},
+    args::{ForwardArgs, GenerateArgs, HowArgs, SaveArgs},
     gpt2_file::{self, Kind},
     human, out, watch,
 };
 use std::{path::Path, time::Instant};
-use unladen::{Loaded, PlanOptions, Result, RunOptions, Strategy, error::Fault, save as saving};
+use unladen::{Loaded, Result, RunOptions, error::Fault, save as saving};
 
 pub(crate) fn save(args: &SaveArgs) -> Result<()> {
     let format = saving::format_for_path(&args.output, args.to)?;
@@ -23,7 +23,7 @@ pub(crate) fn save(args: &SaveArgs) -> Result<()> {
 }
 
 pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
-    let (loaded, kind) = load(&args.file, args.strategy, args.heads)?;
+    let (loaded, kind) = load(&args.file, &args.how, args.heads)?;
     let began = Instant::now();
     let logits = watch::with_bar("computing", || gpt2_file::forward(&loaded.state, &kind, &args.tokens))?;
     let forward_s = began.elapsed().as_secs_f64();
@@ -46,7 +46,7 @@ pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
 }
 
 pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
-    let (loaded, kind) = load(&args.file, args.strategy, args.heads)?;
+    let (loaded, kind) = load(&args.file, &args.how, args.heads)?;
     let began = Instant::now();
     let n_tokens =
         gpt2_file::generate(&loaded.state, &kind, &args.file, &args.prompt, args.tokens, out::result_piece)?;
@@ -56,7 +56,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-fn load(path: &Path, strategy: Strategy, heads: Option<usize>) -> Result<(Loaded<'static>, Kind)> {
+fn load(path: &Path, how: &HowArgs, heads: Option<usize>) -> Result<(Loaded<'static>, Kind)> {
     let checkpoint = unladen::open(path)?;
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     let kind = gpt2_file::recognise(&checkpoint, heads)?.ok_or_else(|| {
@@ -67,9 +67,10 @@ fn load(path: &Path, strategy: Strategy, heads: Option<usize>) -> Result<(Loaded
             .in_file(path)
     })?;
     let began = Instant::now();
-    let plan = checkpoint.plan(PlanOptions::new(strategy))?;
+    let plan = checkpoint.plan(&how.options())?;
     let options = RunOptions { progress: Some(watch::progress()), ..RunOptions::default() };
     let loaded = watch::with_bar("loading", || checkpoint.run(&plan, options))?;
+    let strategy = plan.strategy();
     out::words(&format!("loaded with `{strategy}` in {} s", human::seconds(began.elapsed().as_secs_f64())));
     Ok((loaded, kind))
 }

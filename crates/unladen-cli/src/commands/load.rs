@@ -1,10 +1,23 @@
 //! `unladen load`: one load, measured. `compare` runs it in a fresh process per strategy.
 
-use crate::{args::LoadArgs, gpt2_file, human, out, row::Row, watch};
-use std::{collections::HashMap, fs, path::Path, path::PathBuf, time::Instant};
+use crate::{
+    args::{Choice, LoadArgs},
+    gpt2_file, human, out,
+    row::Row,
+    watch,
+};
+use std::{
+    collections::HashMap,
+    fs,
+    hint::black_box,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Instant,
+};
 use unladen::{
-    Error, Loaded, OpenCheckpoint, PlanOptions, Result, RunOptions, Strategy, memory,
-    memory::{Method, Peaks},
+    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, Result, RunOptions, StateDict, Strategy, memory,
+    memory::{Measured, Method},
     verify,
 };
 
@@ -13,9 +26,21 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     // Asked before the headers are read, which would change the answer, so of every file that may belong to it.
     let cached_before: HashMap<_, _> =
         candidates(path).into_iter().map(|it| (it.clone(), cached_bytes(&it))).collect();
-    let method = if args.strategy.maps_files() { Method::Sampled } else { Method::HighWater };
+    if args.refill {
+        return refill(path, args, &cached_before);
+    }
+    let may_map = match args.how.strategy {
+        Choice::Named(strategy) => strategy.maps_files(),
+        Choice::Auto => args.how.intent == Intent::ReadOnly,
+    };
+    let method = if may_map { Method::Sampled } else { Method::HighWater };
     let (result, measured) = memory::measure(method, || load(path, args));
-    let (checkpoint, loaded, load_s, predicted) = result?;
+    let (checkpoint, loaded, mut load_s, plan) = result?;
+    if args.touch {
+        let began = Instant::now();
+        touch(&loaded.state, plan.n_threads());
+        load_s += began.elapsed().as_secs_f64();
+    }
     // A mapping that is handed out is read when it is touched: by the forward pass, if there is one.
     let touched = if loaded.state.is_mapped() { Method::Sampled } else { Method::HighWater };
     let (forward_s, forward) = match &args.logits_to {
@@ -28,19 +53,19 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     };
     let later_bytes = forward.filter(|_| loaded.state.is_mapped()).map_or(0, |it| it.peak_file_bytes);
     let files = || checkpoint.files.iter().map(|it| &it.path);
+    let maps_files = plan.strategy().maps_files();
     let mut row = Row {
-        strategy: args.strategy.to_string(),
+        strategy: plan.strategy().to_string(),
         load_s,
         tensors: loaded.state.len(),
-        bytes: checkpoint.len_bytes(),
+        bytes: plan.brought_bytes(),
+        weights_bytes: plan.weights_bytes(),
+        host_budget_bytes: Some(args.how.host_budget).filter(|it| *it < u64::MAX),
+        io: io_of(&plan),
         host_peak_anon_bytes: measured.peak_anon_bytes,
         host_peak_rss_bytes: measured.peak_rss_bytes,
         device_peak_bytes: loaded.peaks.device_bytes,
-        mapped_peak_bytes: if args.strategy.maps_files() {
-            measured.peak_file_bytes + later_bytes
-        } else {
-            0
-        },
+        mapped_peak_bytes: if maps_files { measured.peak_file_bytes + later_bytes } else { 0 },
         predicted_host_peak_anon_bytes: 0,
         predicted_host_peak_rss_bytes: 0,
         predicted_device_peak_bytes: 0,
@@ -53,34 +78,126 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         digest: None,
         forward_s,
     };
-    row.set_predicted(predicted);
+    row.set_predicted(plan.predicted());
     if args.digest {
         row.digest =
             Some(watch::with_bar("hashing", || verify::digest_of(&loaded.state, path, watch::progress()))?);
     }
-    if args.json {
-        out::result(&serde_json::to_string(&row).expect("strings and numbers"));
-    } else {
-        print(&row, args.strategy);
-    }
+    report(&row, args.json);
+    let unused = args.how.dtype.unused(checkpoint.tensors.iter().map(|it| it.name.as_str()));
+    unused.iter().for_each(|it| out::words(&format!("warning: no tensor matches `{it}`")));
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(())
 }
 
 /// From the path to the weights, on the clock.
-fn load(path: &Path, args: &LoadArgs) -> Result<(OpenCheckpoint, Loaded<'static>, f64, Peaks)> {
+fn load(path: &Path, args: &LoadArgs) -> Result<(OpenCheckpoint, Loaded<'static>, f64, LoadPlan)> {
     let began = Instant::now();
     let checkpoint = unladen::open(path)?;
-    let plan = checkpoint.plan(PlanOptions { device: args.device, ..PlanOptions::new(args.strategy) })?;
-    let initial_values = gpt2_file::initial_values(&checkpoint, args.strategy, args.heads);
+    let plan = checkpoint.plan(&args.how.options())?;
+    let initial_values = gpt2_file::initial_values(&checkpoint, plan.strategy(), args.heads);
     let options = RunOptions {
         progress: Some(watch::progress()),
         initial_values: initial_values.as_deref(),
         ..RunOptions::default()
     };
-    let loaded = watch::with_bar(args.strategy.name(), || checkpoint.run(&plan, options))?;
+    let loaded = watch::with_bar(plan.strategy().name(), || checkpoint.run(&plan, options))?;
     drop(initial_values);
-    Ok((checkpoint, loaded, began.elapsed().as_secs_f64(), plan.predicted()))
+    Ok((checkpoint, loaded, began.elapsed().as_secs_f64(), plan))
+}
+
+/// Reads every byte of the weights.
+fn touch(state: &StateDict<'_>, n_threads: usize) {
+    let pieces: Vec<&[u8]> = state.iter().flat_map(|(_, view)| view.bytes.chunks(TOUCH_BYTES)).collect();
+    let next = AtomicUsize::new(0);
+    let read = || {
+        let mut sum = 0u64;
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let words =
+                piece.chunks_exact(8).map(|it| it.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
+            sum = words.fold(sum, |sum, word| sum ^ word);
+        }
+        black_box(sum);
+    };
+    thread::scope(|scope| {
+        (1..n_threads).for_each(|_| drop(scope.spawn(read)));
+        read();
+    });
+}
+
+const TOUCH_BYTES: usize = 16 << 20;
+
+/// Fills memory of ours as a program fills that of its model, twice, and reports the second time: no page is new then.
+fn refill(path: &Path, args: &LoadArgs, cached_before: &HashMap<PathBuf, Option<u64>>) -> Result<()> {
+    let checkpoint = unladen::open(path)?;
+    let options = args.how.options();
+    let mut memory: HashMap<String, Vec<u8>> = HashMap::new();
+    let sizes = LoadPlan::into_caller_memory(&checkpoint, &options, &checkpoint.machine(&options))?;
+    for (tensor, layout) in sizes.layouts() {
+        memory.insert(checkpoint.tensor(tensor).name.clone(), vec![0; layout.len_bytes() as usize]);
+    }
+    let mut fill = |is_measured: bool| {
+        let mut buffers: HashMap<&str, &mut [u8]> =
+            memory.iter_mut().map(|(name, bytes)| (name.as_str(), &mut bytes[..])).collect();
+        let began = Instant::now();
+        let run = RunOptions { progress: Some(watch::progress()), ..RunOptions::default() };
+        let load = || {
+            watch::with_bar("filling", || checkpoint.load_into(|name, _| buffers.remove(name), &options, run))
+        };
+        let method = Method::HighWater;
+        let (loaded, measured) =
+            if is_measured { memory::measure(method, load) } else { (load(), Measured::default()) };
+        let loaded = loaded?;
+        let load_s = began.elapsed().as_secs_f64();
+        let digest = args.digest && is_measured;
+        let digest = digest.then(|| verify::digest_of(&loaded.state, path, watch::progress())).transpose()?;
+        Ok((load_s, measured, loaded.peaks, digest))
+    };
+    fill(false)?;
+    let (load_s, measured, peaks, digest) = fill(true)?;
+    let files = || checkpoint.files.iter().map(|it| &it.path);
+    let mut row = Row {
+        strategy: "existing".to_owned(),
+        load_s,
+        tensors: checkpoint.tensors.len(),
+        bytes: sizes.brought_bytes(),
+        weights_bytes: 0,
+        host_budget_bytes: Some(args.how.host_budget).filter(|it| *it < u64::MAX),
+        io: io_of(&sizes),
+        host_peak_anon_bytes: measured.peak_anon_bytes,
+        host_peak_rss_bytes: measured.peak_rss_bytes,
+        device_peak_bytes: peaks.device_bytes,
+        mapped_peak_bytes: 0,
+        predicted_host_peak_anon_bytes: 0,
+        predicted_host_peak_rss_bytes: 0,
+        predicted_device_peak_bytes: 0,
+        predicted_mapped_peak_bytes: 0,
+        measured_by: measured.method.name().to_owned(),
+        notebook_rss_bytes: measured.polled_rss_bytes,
+        cgroup_peak_bytes: memory::cgroup_peak_bytes(),
+        page_cache_before_bytes: files().map(|file| cached_before.get(file).copied().flatten()).sum(),
+        page_cache_after_bytes: files().map(|file| cached_bytes(file)).sum(),
+        digest,
+        forward_s: None,
+    };
+    row.set_predicted(sizes.predicted());
+    report(&row, args.json);
+    Ok(())
+}
+
+/// `buffered`, or what there is, joined by a comma.
+fn io_of(plan: &LoadPlan) -> String {
+    let mut names: Vec<&str> = plan.io().iter().map(|it| it.name()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join(",")
+}
+
+fn report(row: &Row, json: bool) {
+    match json {
+        true => out::result(&serde_json::to_string(row).expect("strings and numbers")),
+        false => print(row),
+    }
 }
 
 /// The proof: seconds of the forward pass, its last logits in a file. `None` (said why) if it cannot be run.
@@ -126,13 +243,15 @@ pub(crate) fn files_of(path: &Path) -> Vec<PathBuf> {
     stamps.into_iter().map(|it| it.path).collect()
 }
 
-fn print(row: &Row, strategy: Strategy) {
-    let speed = match strategy.is_private() {
+fn print(row: &Row) {
+    let speed = match row.strategy != Strategy::Mmap.name() {
         true => format!("{:.2} GB/s", row.bytes as f64 / row.load_s / 1e9),
         false => "mapped: bytes are read when they are touched".to_owned(),
     };
     out::result(&format!(
-        "{} tensors, {}, in {} s, {speed}",
+        "`{}` ({}): {} tensors, {}, in {} s, {speed}",
+        row.strategy,
+        row.io,
         row.tensors,
         human::bytes(row.bytes),
         human::seconds(row.load_s)

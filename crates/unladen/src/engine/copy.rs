@@ -1,14 +1,23 @@
-//! Moves bytes between slots, and gives a model its initial values.
+//! Moves bytes between slots, gives a model its initial values, and brings in the pages of mappings.
 
-use super::{InitialValues, Io, Slots, missing, split};
+use super::{
+    InitialValues, Io, Slots, missing,
+    split::{Job, Rest, for_each},
+};
 use crate::{
+    cast::cast,
     destination::Arena,
     error::Result,
-    plan::{Copy, Span},
+    memory::{Mapping, PAGE_BYTES},
+    plan::{Change, Copy, SlotId, Span},
 };
+use std::ops::Range;
 
-/// What one thread copies before it looks for more, and for a cancel.
-const COPY_BYTES: usize = 4 << 20;
+/// What one thread copies before it looks for more, and for a cancel: at most so many elements and bytes.
+const COPY_BYTES: u64 = 4 << 20;
+
+/// What one thread brings in of a mapping.
+const POPULATE_BYTES: u64 = 16 << 20;
 
 pub(super) fn copy(copy: &Copy, slots: &mut Slots<'_>, n_threads: usize, io: Io<'_>) -> Result<()> {
     let index = copy.target.slot.0 as usize;
@@ -34,45 +43,102 @@ fn copy_to(
     let target = target.as_mut_slice().ok_or_else(|| missing(to.slot))?;
     let target = target.get_mut(to.start_byte as usize..end(to.start_byte, to.len_bytes));
     let target = target.ok_or_else(|| missing(to.slot))?;
-    match &copy.block {
-        Some(block) => {
-            block.gather(source, target);
-            if let Some((dtype, resolve)) = copy.resolve {
-                // Only what this block wrote: a tensor may be gathered from several.
-                block.for_each_target_run(|start, len| resolve.apply(dtype, &mut target[start..start + len]));
-            }
-            io.progress.add(copy.len_bytes());
+    let [source_cut, target_cut] = cuts(copy.change.as_ref());
+    let jobs = source.chunks(source_cut).zip(target.chunks_mut(target_cut));
+    let jobs = jobs.map(|(source, target)| Ok(Bytes { source, target }));
+    for_each(jobs, vec![(); n_threads], io, |(), Bytes { source, target }| {
+        match &copy.change {
+            Some(change) if change.from != change.to => cast(change.from, change.to, source, target),
+            _ => target.copy_from_slice(source),
         }
-        None => {
-            let jobs: Vec<_> = source.chunks(COPY_BYTES).zip(target.chunks_mut(COPY_BYTES)).collect();
-            split::for_each(jobs, vec![(); n_threads], |(), (source, target)| {
-                io.progress.check(io.path)?;
-                target.copy_from_slice(source);
-                if let Some((dtype, resolve)) = copy.resolve {
-                    resolve.apply(dtype, target);
-                }
-                io.progress.add(target.len() as u64);
-                Ok(())
-            })?;
+        if let Some(change) = &copy.change {
+            // A plan casts what needs to be resolved too on its way through a staging buffer.
+            change.resolve.apply(change.to, target);
         }
+        io.progress.add(source.len() as u64);
+        Ok(())
+    })
+}
+
+/// How much of either side is copied at a time: as many elements.
+fn cuts(change: Option<&Change>) -> [usize; 2] {
+    let Some(change) = change else { return [COPY_BYTES as usize; 2] };
+    let widest_bytes = change.from.size_bytes().max(change.to.size_bytes());
+    let n_elems = COPY_BYTES / widest_bytes;
+    [change.from, change.to].map(|it| (n_elems * it.size_bytes()) as usize)
+}
+
+struct Bytes<'a> {
+    source: &'a [u8],
+    target: &'a mut [u8],
+}
+
+impl Job for Bytes<'_> {
+    fn offset_bytes(&self) -> Option<u64> {
+        None
     }
-    Ok(())
 }
 
 pub(super) fn fill<'n>(
-    fills: impl IntoIterator<Item = (Span, &'n str)>,
+    fills: impl Iterator<Item = (Span, &'n str)> + Send,
     slots: &mut Slots<'_>,
     n_threads: usize,
     io: Io<'_>,
     initial_values: Option<InitialValues<'_>>,
 ) -> Result<()> {
-    let jobs = split::disjoint(slots, fills)?;
-    split::for_each(jobs, vec![(); n_threads], |(), (target, name)| {
-        io.progress.check(io.path)?;
+    let mut rest = Rest::of(slots);
+    let jobs = fills.map(|(span, name)| Ok(Named { target: rest.cut(span)?, name }));
+    for_each(jobs, vec![(); n_threads], io, |(), Named { target, name }| {
         match initial_values {
             Some(set) => set(name, target),
             None => target.fill(0),
         }
         Ok(())
     })
+}
+
+struct Named<'a> {
+    target: &'a mut [u8],
+    name: &'a str,
+}
+
+impl Job for Named<'_> {
+    fn offset_bytes(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Brings in the pages of a mapping, so that touching them costs nothing later.
+pub(super) fn populate(
+    slot: SlotId,
+    ranges: &[Range<u64>],
+    slots: &Slots<'_>,
+    n_threads: usize,
+    io: Io<'_>,
+) -> Result<()> {
+    let Some(Arena::Mapped(mapping)) = &slots[slot.0 as usize] else { return Err(missing(slot)) };
+    let cuts = |range: &Range<u64>| {
+        let (start, end) = (range.start, range.end);
+        let first = start - start % PAGE_BYTES;
+        (first..end)
+            .step_by(POPULATE_BYTES as usize)
+            .map(move |at| Pages { range: at.max(start)..(at + POPULATE_BYTES).min(end) })
+    };
+    let jobs = ranges.iter().flat_map(cuts).map(Ok);
+    for_each(jobs, vec![(); n_threads], io, |(), Pages { range }| {
+        let mapping: &Mapping = mapping;
+        mapping.populate(range.clone())?;
+        io.progress.add(range.end - range.start);
+        Ok(())
+    })
+}
+
+struct Pages {
+    range: Range<u64>,
+}
+
+impl Job for Pages {
+    fn offset_bytes(&self) -> Option<u64> {
+        Some(self.range.start)
+    }
 }

@@ -1,88 +1,91 @@
-//! Splits memory into disjoint pieces for threads, without `unsafe`, and runs jobs over them.
+//! Splits memory into disjoint pieces for threads, without `unsafe`, and runs work over them.
 
-use super::{Slots, missing};
+use super::{Io, Slots, missing, queue::Queue};
 use crate::{
     destination::Arena,
-    error::{Fault, Result},
-    plan::Span,
+    error::{Error, Fault, Result},
+    plan::{STACK_BYTES, Span},
 };
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What the threads of a load need for themselves: reads and copies, no recursion.
-const STACK_BYTES: usize = 256 << 10;
+/// What is left of each slot behind the last span that was cut off.
+pub(super) struct Rest<'s> {
+    slots: Vec<Option<(u64, &'s mut [u8])>>,
+}
 
-/// Pairs each piece of work with its own bytes of a slot.
-///
-/// Fails if a span lies outside its slot, or two overlap.
-pub(super) fn disjoint<'s, W>(
-    slots: &'s mut Slots<'_>,
-    work: impl IntoIterator<Item = (Span, W)>,
-) -> Result<Vec<(&'s mut [u8], W)>> {
-    let mut work: Vec<(usize, Span, W)> =
-        work.into_iter().enumerate().map(|(order, (span, it))| (order, span, it)).collect();
-    work.sort_by_key(|(_, span, _)| (span.slot, span.start_byte));
-    // What is left of each slot behind the last span cut off, and where that starts.
-    let mut rest: Vec<Option<(u64, &'s mut [u8])>> = slots
-        .iter_mut()
-        .map(|slot| slot.as_mut().and_then(Arena::as_mut_slice).map(|bytes| (0, bytes)))
-        .collect();
-    let mut split = Vec::with_capacity(work.len());
-    for (order, span, it) in work {
-        let entry = rest.get_mut(span.slot.0 as usize).ok_or_else(|| missing(span.slot))?;
+impl<'s> Rest<'s> {
+    /// All bytes of all slots that can be written to.
+    pub(super) fn of(slots: &'s mut Slots<'_>) -> Rest<'s> {
+        let bytes = |slot: &'s mut Option<Arena<'_>>| slot.as_mut().and_then(Arena::as_mut_slice);
+        Rest { slots: slots.iter_mut().map(|slot| bytes(slot).map(|it| (0, it))).collect() }
+    }
+
+    /// Cuts a span off. Those of a slot must ascend.
+    ///
+    /// Fails if the span lies outside its slot, or not behind the one before.
+    pub(super) fn cut(&mut self, span: Span) -> Result<&'s mut [u8]> {
+        let entry = self.slots.get_mut(span.slot.0 as usize).ok_or_else(|| missing(span.slot))?;
         let (start_byte, bytes) = entry.take().ok_or_else(|| missing(span.slot))?;
         let skip = span.start_byte.checked_sub(start_byte);
         let fits = skip.is_some_and(|skip| skip + span.len_bytes <= bytes.len() as u64);
         let Some(skip) = skip.filter(|_| fits) else {
-            return Err(Fault::new(
-                "a plan whose targets are disjoint and inside their slots",
-                format!("{span:?}"),
-            )
-            .mismatch());
+            let expected = "a plan whose targets ascend and lie inside their slots";
+            return Err(Fault::new(expected, format!("{span:?}")).mismatch());
         };
         let (mine, after) = bytes[skip as usize..].split_at_mut(span.len_bytes as usize);
         *entry = Some((span.start_byte + span.len_bytes, after));
-        split.push((order, mine, it));
+        Ok(mine)
     }
-    // Work is done in the order it was given in: that of the file.
-    split.sort_by_key(|(order, ..)| *order);
-    Ok(split.into_iter().map(|(_, bytes, it)| (bytes, it)).collect())
 }
 
-/// Runs jobs on as many threads as there are worker states (this one counts as one). The first error stops the others.
-pub(super) fn for_each<J: Send, S: Send>(
-    jobs: Vec<J>,
+/// A piece of work that can say where it reads, should it go wrong.
+pub(super) trait Job: Send {
+    /// Where in its file.
+    fn offset_bytes(&self) -> Option<u64>;
+}
+
+/// Runs work on as many threads as there are worker states (this one counts as one). The first error stops the others;
+/// a panic is one.
+pub(super) fn for_each<J: Job, S: Send>(
+    work: impl Iterator<Item = Result<J>> + Send,
     workers: Vec<S>,
+    io: Io<'_>,
     run: impl Fn(&mut S, J) -> Result<()> + Sync,
 ) -> Result<()> {
-    let n_jobs = jobs.len();
-    let queue = Mutex::new(jobs.into_iter());
-    let is_over = AtomicBool::new(false);
+    let queue = Queue::new(work);
     let work = |mut state: S| -> Result<()> {
-        while !is_over.load(Ordering::Relaxed) {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some(job) = next else { break };
-            run(&mut state, job).inspect_err(|_| is_over.store(true, Ordering::Relaxed))?;
+        while let Some(job) = queue.take() {
+            let result = io.progress.check(io.path).and(job).and_then(|job| {
+                let offset_bytes = job.offset_bytes();
+                // Whatever a job leaves half done is given back when the error ends the load.
+                let result = catch_unwind(AssertUnwindSafe(|| run(&mut state, job)));
+                result.unwrap_or_else(|panic| Err(panicked(io, offset_bytes, &*panic)))
+            });
+            result.inspect_err(|_| queue.stop())?;
         }
         Ok(())
     };
-    let mut workers = workers.into_iter().take(n_jobs);
+    let mut workers = workers.into_iter();
     let Some(first) = workers.next() else { return Ok(()) };
     std::thread::scope(|scope| {
-        let mut threads = Vec::new();
+        let mut threads = Vec::with_capacity(workers.len());
         for state in workers {
             // A thread that the system refuses is one thread less, not a failure.
-            let started =
-                std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, || work(state));
-            threads.extend(started);
+            let builder = std::thread::Builder::new().stack_size(STACK_BYTES as usize);
+            threads.extend(builder.spawn_scoped(scope, || work(state)));
         }
         let mut result = work(first);
         for thread in threads {
-            let theirs = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let theirs = thread.join().unwrap_or_else(|panic| Err(panicked(io, None, &*panic)));
             result = result.and(theirs);
         }
         result
     })
+}
+
+fn panicked(io: Io<'_>, offset_bytes: Option<u64>, panic: &(dyn std::any::Any + Send)) -> Error {
+    let message = panic.downcast_ref::<&str>().map(|it| (*it).to_owned());
+    let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+    let message = message.unwrap_or_else(|| "no message".to_owned());
+    Error::Panicked { path: io.path.to_owned(), offset_bytes, message }
 }

@@ -1,88 +1,160 @@
-//! Reads chunks to where they belong, several at a time: in place where they can land there, else by a staging buffer.
+//! Reads files to where their bytes belong, several pieces at a time: in place where they can land there, else by way of
+//! a staging buffer that each thread has for itself.
 
-use super::{Io, Slots, missing, split};
+use super::{
+    Io, Slots, missing,
+    split::{Job, Rest, for_each},
+    worker::{Common, Worker},
+};
 use crate::{
     destination::Arena,
     error::Result,
-    memory::HostBuffer,
-    plan::{Chunk, SlotId, Span},
-    source::{FileSource, ReadAt},
+    io_path::IoPath,
+    memory::{HostBuffer, PAGE_BYTES, Placing},
+    plan::{PLACED_BYTES, Read, SlotId, Way, source_room_bytes},
     tensor::FileId,
 };
-use std::sync::Arc;
 
-/// What one thread has for itself.
-struct Worker<'s> {
-    staging: Option<&'s mut HostBuffer>,
-    file: Option<(FileId, Arc<FileSource>)>,
+/// What one read brings in place. Several are in flight, so it is no measure of memory.
+const READ_BYTES: u64 = 8 << 20;
+
+/// What a thread puts in place before it looks for more, and for a cancel.
+const PLACED_PIECE_BYTES: u64 = 2 << 20;
+
+/// Elements are cut in multiples of so many, whose bytes are whole pages whatever their size.
+const CUT_ELEMS: u64 = PAGE_BYTES;
+
+/// A `Step::Stream`.
+pub(super) struct Stream<'p> {
+    pub(super) staging: &'p [SlotId],
+    pub(super) chunk_bytes: u64,
+    pub(super) placed: Option<SlotId>,
+    pub(super) reads: &'p [Read],
+    /// By file.
+    pub(super) paths: &'p [IoPath],
+    pub(super) n_threads: usize,
 }
 
-pub(super) fn stream(
-    staging: &[SlotId],
-    chunks: &[Chunk],
-    slots: &mut Slots<'_>,
-    n_threads: usize,
-    io: Io<'_>,
-) -> Result<()> {
-    // Staging buffers leave their slots while they are in use, so that the targets can be split.
-    let mut ring = Vec::new();
-    for &slot in staging {
-        match slots[slot.0 as usize].take().ok_or_else(|| missing(slot))? {
-            Arena::Owned(buffer) => ring.push(buffer),
-            _ => return Err(missing(slot)),
+impl Stream<'_> {
+    pub(super) fn run(&self, slots: &mut Slots<'_>, io: Io<'_>) -> Result<()> {
+        // Staging buffers leave their slots while they are in use, so that the targets can be split.
+        let mut ring = Vec::with_capacity(self.staging.len());
+        for &slot in self.staging {
+            match slots[slot.0 as usize].take().ok_or_else(|| missing(slot))? {
+                Arena::Owned(buffer) => ring.push(buffer),
+                _ => return Err(missing(slot)),
+            }
         }
+        let result = self.run_with(&mut ring, slots, io);
+        for (&slot, buffer) in self.staging.iter().zip(ring) {
+            slots[slot.0 as usize] = Some(Arena::Owned(buffer));
+        }
+        result
     }
-    let jobs: Vec<(Span, &[Chunk])> = jobs(chunks).map(|job| (job[0].target, job)).collect();
-    let n_workers = if staging.is_empty() { n_threads } else { staging.len() };
-    let result = split::disjoint(slots, jobs).and_then(|jobs| {
+
+    fn run_with(&self, ring: &mut [HostBuffer], slots: &mut Slots<'_>, io: Io<'_>) -> Result<()> {
+        let placing = self.placed.and_then(|slot| match slots[slot.0 as usize].as_mut() {
+            Some(Arena::Owned(buffer)) if !ring.is_empty() => {
+                let len_bytes = buffer.as_slice().len() as u64;
+                Placing::over(buffer, len_bytes).map(|it| (slot, it))
+            }
+            _ => None,
+        });
+        let n_workers = if ring.is_empty() { self.n_threads.max(1) } else { ring.len() };
         let mut buffers = ring.iter_mut();
-        let workers = (0..n_workers).map(|_| Worker { staging: buffers.next(), file: None });
-        split::for_each(jobs, workers.collect(), |worker, (target, chunks)| {
-            chunks.iter().try_for_each(|chunk| read(worker, chunk, target, io))?;
-            // Files of a large folder do not stay open until the end of the load.
-            worker.file.as_ref().map_or(Ok(()), |(_, file)| file.check_unchanged())
+        let source_room = source_room_bytes(self.chunk_bytes) as usize;
+        let workers = (0..n_workers).map(|_| Worker::new(buffers.next(), source_room)).collect();
+        let cutter = Cutter {
+            stream: self,
+            placed: placing.as_ref().map(|(slot, _)| *slot),
+            rest: Rest::of(slots),
+            reads: self.reads.iter(),
+            current: None,
+        };
+        let common = Common { paths: self.paths, chunk_bytes: self.chunk_bytes, io };
+        for_each(cutter, workers, io, |worker, piece| {
+            let placing = placing.as_ref().map(|(_, it)| it).filter(|_| piece.is_placed);
+            worker.bring(piece, placing, &common)
         })
-    });
-    for (&slot, buffer) in staging.iter().zip(ring) {
-        slots[slot.0 as usize] = Some(Arena::Owned(buffer));
     }
-    result
 }
 
-/// One chunk, or the consecutive chunks that share a target and so must go one after the other.
-fn jobs(chunks: &[Chunk]) -> impl Iterator<Item = &[Chunk]> {
-    chunks.chunk_by(|one, next| one.via.is_some() && one.target == next.target)
+/// What a thread takes at a time.
+pub(super) struct Piece<'s, 'p> {
+    pub(super) file: FileId,
+    /// Of the file.
+    pub(super) start_byte: u64,
+    pub(super) len_bytes: u64,
+    pub(super) target: &'s mut [u8],
+    pub(super) way: &'p Way,
+    is_placed: bool,
 }
 
-fn read(worker: &mut Worker<'_>, chunk: &Chunk, target: &mut [u8], io: Io<'_>) -> Result<()> {
-    io.progress.check(io.path)?;
-    let file = match &worker.file {
-        Some((file, source)) if *file == chunk.file => Arc::clone(source),
-        _ => {
-            let source = io.files.get(chunk.file.0 as usize)?;
-            worker.file = Some((chunk.file, Arc::clone(&source)));
-            source
-        }
-    };
-    match &chunk.via {
-        None => {
-            file.read_exact_at(chunk.start_byte, target)?;
-            if let Some((dtype, resolve)) = chunk.resolve {
-                resolve.apply(dtype, target);
+impl Job for Piece<'_, '_> {
+    fn offset_bytes(&self) -> Option<u64> {
+        Some(self.start_byte)
+    }
+}
+
+/// Cuts reads into pieces while they are taken.
+struct Cutter<'s, 'p> {
+    stream: &'p Stream<'p>,
+    placed: Option<SlotId>,
+    rest: Rest<'s>,
+    reads: std::slice::Iter<'p, Read>,
+    /// A read that is not taken to its end: bytes of the file that are, and what is left of its target.
+    current: Option<(&'p Read, u64, &'s mut [u8])>,
+}
+
+impl<'s, 'p> Iterator for Cutter<'s, 'p> {
+    type Item = Result<Piece<'s, 'p>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (read, done_bytes, target) = match self.current.take() {
+            Some(current) => current,
+            None => {
+                let read = self.reads.next()?;
+                match self.rest.cut(read.target) {
+                    Ok(target) => (read, 0, target),
+                    Err(error) => return Some(Err(error)),
+                }
             }
-        }
-        Some(block) => {
-            let staging = worker.staging.as_mut().map(|it| it.as_mut_slice()).unwrap_or_default();
-            let Some(bytes) = staging.get_mut(..chunk.len_bytes as usize) else {
-                return Err(missing(chunk.target.slot));
+        };
+        let left_bytes = read.len_bytes - done_bytes;
+        let start_byte = read.start_byte + done_bytes;
+        let is_placed = self.placed == Some(read.target.slot);
+        let (len_bytes, target_bytes) = match &read.way {
+            Way::Plain => {
+                let piece_bytes = if is_placed { PLACED_PIECE_BYTES } else { READ_BYTES };
+                let to_boundary = (start_byte + 1).next_multiple_of(piece_bytes) - start_byte;
+                (to_boundary, to_boundary)
+            }
+            Way::Elements(change) => {
+                let is_cached = self.stream.path(read.file) == IoPath::Buffered;
+                let chunk_bytes =
+                    self.stream.chunk_bytes.min(if is_cached { PLACED_BYTES } else { u64::MAX });
+                let n_elems = (chunk_bytes / change.from.size_bytes()).max(1);
+                let n_elems = if n_elems > CUT_ELEMS { n_elems / CUT_ELEMS * CUT_ELEMS } else { n_elems };
+                (n_elems * change.from.size_bytes(), n_elems * change.to.size_bytes())
+            }
+            Way::Parts(_) | Way::Gather(_) => (left_bytes, target.len() as u64),
+        };
+        let (mine, len_bytes) = if len_bytes >= left_bytes {
+            // Whatever room there is behind the last bytes is theirs.
+            (target, left_bytes)
+        } else {
+            let Some((mine, rest)) = target.split_at_mut_checked(target_bytes as usize) else {
+                return Some(Err(missing(read.target.slot)));
             };
-            file.read_exact_at(chunk.start_byte, bytes)?;
-            if let Some((dtype, resolve)) = chunk.resolve {
-                resolve.apply(dtype, bytes);
-            }
-            block.gather(bytes, target);
-        }
+            self.current = Some((read, done_bytes + len_bytes, rest));
+            (mine, len_bytes)
+        };
+        Some(Ok(Piece { file: read.file, start_byte, len_bytes, target: mine, way: &read.way, is_placed }))
     }
-    io.progress.add(chunk.len_bytes);
-    Ok(())
+}
+
+impl Stream<'_> {
+    fn path(&self, file: FileId) -> IoPath {
+        self.paths.get(file.0 as usize).copied().unwrap_or_default()
+    }
 }

@@ -9,6 +9,8 @@ pub enum Space {
     Host,
     /// Host memory that bytes pass through on their way.
     Staging,
+    /// Names, shapes, steps and stacks of threads: held all along, on the heap and elsewhere.
+    Bookkeeping,
     /// The device's memory, where the weights stay. With `--device host` it is host memory, counted here all the same.
     Device,
     /// Mapped files: address space, not memory of ours.
@@ -22,6 +24,8 @@ pub struct Held {
     pub host_bytes: u64,
     /// In [`Space::Staging`].
     pub staging_bytes: u64,
+    /// In [`Space::Bookkeeping`].
+    pub bookkeeping_bytes: u64,
     /// In [`Space::Device`].
     pub device_bytes: u64,
     /// In [`Space::Mapped`].
@@ -34,6 +38,7 @@ impl Held {
         match space {
             Space::Host => &mut self.host_bytes,
             Space::Staging => &mut self.staging_bytes,
+            Space::Bookkeeping => &mut self.bookkeeping_bytes,
             Space::Device => &mut self.device_bytes,
             Space::Mapped => &mut self.mapped_bytes,
         }
@@ -45,7 +50,7 @@ impl Held {
 pub struct Peaks {
     /// On the device.
     pub device_bytes: u64,
-    /// On the host, as anonymous memory: staging included, and the device's if the device is the host.
+    /// On the host, as anonymous memory: staging and bookkeeping included, and the device's if the device is the host.
     pub host_anon_bytes: u64,
     /// As mapped files.
     pub mapped_bytes: u64,
@@ -57,7 +62,8 @@ impl Peaks {
     /// Raises the peaks to what is held now. `device_is_host`: the device space is host memory.
     pub fn raise(&mut self, held: Held, device_is_host: bool) {
         let device_on_host_bytes = if device_is_host { held.device_bytes } else { 0 };
-        let anon_bytes = held.host_bytes + held.staging_bytes + device_on_host_bytes;
+        let besides_bytes = held.host_bytes + held.staging_bytes + held.bookkeeping_bytes;
+        let anon_bytes = besides_bytes + device_on_host_bytes;
         self.device_bytes = self.device_bytes.max(held.device_bytes);
         self.host_anon_bytes = self.host_anon_bytes.max(anon_bytes);
         self.mapped_bytes = self.mapped_bytes.max(held.mapped_bytes);

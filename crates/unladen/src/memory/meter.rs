@@ -14,10 +14,11 @@ use std::{
 };
 
 /// How the peaks of anonymous and file memory are told apart. The kernel keeps a high-water mark of their sum alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Method {
     /// Exact, for work that maps no file: the mark is the anonymous peak, but for the program's own code that was
     /// touched first meanwhile, which stays and is taken off.
+    #[default]
     HighWater,
     /// For work that maps files: both are looked at every millisecond. Peaks in between are missed.
     Sampled,
@@ -35,7 +36,7 @@ impl Method {
 
 /// Peaks over the state before. The kernel counts pages per processor first, so each may be off by some
 /// 256 KiB for each processor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Measured {
     /// How the anonymous and the file peak were found.
     pub method: Method,

@@ -1,16 +1,19 @@
 //! What there is to load: every tensor with data once, with the names that share it.
 
+use super::steps::Change;
 use crate::{
+    cast::Casts,
     checkpoint::Checkpoint,
+    error::Result,
     tensor::{Backing, FileId, Layout, Piece, TensorId},
 };
 
 /// A tensor to load, under one name or several.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Item {
     /// The first of its names.
     pub(super) tensor: TensorId,
-    /// The others: exactly tied, same storage and same layout.
+    /// The others: exactly tied, same storage and same layout, and cast alike.
     pub(super) tied: Vec<TensorId>,
     /// As it will lie in memory.
     pub(super) layout: Layout,
@@ -25,43 +28,65 @@ impl Item {
     pub(super) fn len_bytes(&self) -> u64 {
         self.layout.len_bytes()
     }
+
+    /// What is done to the elements of a piece of it.
+    pub(super) fn change(&self, piece: &Piece<'_>) -> Change {
+        Change { from: piece.layout.dtype(), to: self.layout.dtype(), resolve: piece.resolve }
+    }
 }
 
 /// The items of a checkpoint, in its order. Tensors without data (PyTorch's `meta`) are none.
-pub(super) fn items(checkpoint: &Checkpoint) -> Vec<Item> {
+///
+/// Fails if a cast names a tensor that cannot be cast.
+pub(super) fn items(checkpoint: &Checkpoint, casts: &Casts) -> Result<Vec<Item>> {
     let mut items: Vec<Item> = Vec::with_capacity(checkpoint.tensors.len());
     let mut item_of = vec![0; checkpoint.tensors.len()];
     for ((id, tensor), first) in checkpoint.iter().zip(checkpoint.first_with_same_bytes()) {
-        match tensor.backing {
-            Backing::Meta => {}
-            _ if first != id => items[item_of[first.0 as usize]].tied.push(id),
-            Backing::Extents(_) | Backing::Storage(_) => {
-                item_of[id.0 as usize] = items.len();
-                items.push(Item { tensor: id, tied: Vec::new(), layout: tensor.layout.loaded() });
+        if tensor.backing == Backing::Meta {
+            continue;
+        }
+        let in_file = |error: crate::error::Error| error.in_tensor(&tensor.name).in_file(&checkpoint.path);
+        let dtype = casts.dtype_of(&tensor.name, tensor.layout.dtype()).map_err(in_file)?;
+        if first != id {
+            let item = &mut items[item_of[first.0 as usize]];
+            if item.layout.dtype() == dtype {
+                item.tied.push(id);
+                continue;
             }
         }
+        let layout = Layout::contiguous(dtype, tensor.layout.shape()).map_err(in_file)?;
+        item_of[id.0 as usize] = items.len();
+        items.push(Item { tensor: id, tied: Vec::new(), layout });
     }
-    items
+    Ok(items)
 }
 
-/// One contiguous run of a file that is a whole tensor, or `None` if it takes more than reading to get it.
+/// One contiguous run of a file that holds a whole tensor.
+pub(super) struct PlainRun {
+    pub(super) file: FileId,
+    pub(super) start_byte: u64,
+    /// In the file.
+    pub(super) len_bytes: u64,
+    pub(super) change: Change,
+}
+
+impl PlainRun {
+    /// True if the bytes can lie in memory like in the file.
+    pub(super) fn is_verbatim(&self) -> bool {
+        self.change.is_nothing() && self.start_byte.is_multiple_of(self.change.to.size_bytes())
+    }
+}
+
+/// The run that holds a whole tensor, or `None` if its elements stand in another order or in several places.
 pub(super) fn plain_run(checkpoint: &Checkpoint, item: &Item) -> Option<PlainRun> {
     let mut pieces = checkpoint.pieces(item.tensor);
     let piece = pieces.next()?;
     let is_whole = pieces.next().is_none() && piece.layout.shape() == item.layout.shape();
     (is_whole && piece.layout.is_contiguous()).then(|| {
         let (file, start_byte) = place_of(checkpoint, &piece);
-        PlainRun { file, start_byte, len_bytes: item.len_bytes(), is_verbatim: piece.resolve.is_nothing() }
+        let change = item.change(&piece);
+        PlainRun { file, start_byte, len_bytes: change.source_bytes(item.len_bytes()), change }
     })
-}
-
-/// See [`plain_run`].
-pub(super) struct PlainRun {
-    pub(super) file: FileId,
-    pub(super) start_byte: u64,
-    pub(super) len_bytes: u64,
-    /// Nothing to be done to the bytes.
-    pub(super) is_verbatim: bool,
 }
 
 /// Where a piece's first byte is.

@@ -1,171 +1,276 @@
-//! Where tensors lie in an arena, and the chunks that bring them there.
+//! Where tensors lie in memory, and the reads that bring them there.
+//!
+//! A state dict has two arenas. In `pages` lies what is large, each run of neighbouring tensors in pages of its own and
+//! like in the file (address ≡ place in the file, modulo a page): reads land in place, past the page cache too, and whole
+//! pages can be put in place instead of being touched. In `rest` lies everything else, close together.
 
 use super::{
     items::{Item, place_of, plain_run},
-    steps::{Chunk, SlotId, Span},
+    steps::{Change, Gather, Part, Read, SlotId, Span, Way},
 };
 use crate::{
     checkpoint::Checkpoint,
+    dtype::{DType, Resolve},
+    error::Result,
+    io_path::IoPath,
     memory::PAGE_BYTES,
-    tensor::{Block, FileId, Side, Window},
+    tensor::{Block, FileId, Window},
 };
-
-/// What one read brings. Several are in flight, so it is no measure of memory when bytes land in place.
-const READ_BYTES: u64 = 8 << 20;
-
-/// What a staging buffer holds.
-const STAGING_BYTES: u64 = 4 << 20;
 
 /// Bytes between two tensors of a file that are read along rather than skipped: archive headers and padding.
 const MAX_GAP_BYTES: u64 = 4096;
 
+/// What is at least this long has pages of its own, of which it wastes at most two.
+const OWN_PAGES_BYTES: u64 = 1 << 20;
+
+/// Tensors that must be changed on their way and are at most this long share reads with their neighbours.
+const SMALL_BYTES: u64 = 32 << 10;
+
 /// What tensors are aligned to where the file does not say: a cache line, and what PyTorch aligns to.
 const ALIGN_BYTES: u64 = 64;
 
-/// Where each item starts in an arena of `len_bytes`.
-pub(super) struct Arena {
-    pub(super) len_bytes: u64,
-    /// By position in the items.
-    pub(super) start_bytes: Vec<u64>,
+/// Bytes as they are, cut anywhere, but by way of a staging buffer.
+const VERBATIM: Change =
+    Change { from: DType::U8, to: DType::U8, resolve: Resolve { swap: false, conj: false, neg: false } };
+
+/// Where a tensor lies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) slot: SlotId,
+    pub(super) start_byte: u64,
 }
 
-/// Items one after the other, in the checkpoint's order.
-pub(super) fn packed(items: &[Item]) -> Arena {
-    let mut len_bytes = 0u64;
-    let start_bytes = items.iter().map(|item| {
-        let start_byte = len_bytes;
-        len_bytes = (len_bytes + item.len_bytes()).next_multiple_of(ALIGN_BYTES);
-        start_byte
+/// Items one after the other in one slot, in the checkpoint's order: their places, and the bytes of all.
+pub(super) fn packed(items: &[Item], slot: SlotId) -> (Vec<Place>, u64) {
+    let mut end_byte = 0u64;
+    let places = items.iter().map(|item| {
+        let start_byte = end_byte;
+        end_byte = (end_byte + item.len_bytes()).next_multiple_of(ALIGN_BYTES);
+        Place { slot, start_byte }
     });
-    Arena { start_bytes: start_bytes.collect(), len_bytes }
+    (places.collect(), end_byte)
 }
 
-/// An arena laid out like the files: runs of neighbouring tensors keep their distances, small gaps included, and their
-/// position in a page, so that few large reads land in place. The rest (strided, sharded, overlapping, misaligned for
-/// its type, byte order or view to be resolved) follows, each tensor at a place of its own.
-pub(super) fn like_files(checkpoint: &Checkpoint, items: &[Item], slot: SlotId) -> (Arena, Vec<Chunk>) {
-    let mut arena = Arena { len_bytes: 0, start_bytes: vec![0; items.len()] };
-    let mut chunks = Vec::new();
-
-    let mut plain = Vec::new();
-    let mut apart = Vec::new();
-    for (index, item) in items.iter().enumerate().filter(|(_, item)| item.len_bytes() > 0) {
-        match plain_run(checkpoint, item) {
-            Some(run) if run.is_verbatim && is_aligned(item, run.start_byte) => {
-                plain.push((run.file, run.start_byte, run.len_bytes, index));
-            }
-            _ => apart.push(index),
-        }
-    }
-    plain.sort_unstable();
-
-    let mut run: Option<Run> = None;
-    for (file, start_byte, len_bytes, index) in plain {
-        match &mut run {
-            // Overlapping tensors are private copies: one of them stays in the run, the others lie apart.
-            Some(run) if run.file == file && start_byte < run.end_byte => apart.push(index),
-            Some(run) if run.file == file && start_byte - run.end_byte <= MAX_GAP_BYTES => {
-                run.end_byte = start_byte + len_bytes;
-                arena.start_bytes[index] = run.arena_byte + (start_byte - run.start_byte);
-            }
-            _ => {
-                run.take().into_iter().for_each(|it| it.close(slot, &mut arena, &mut chunks));
-                let new = Run::open(file, start_byte, len_bytes, arena.len_bytes);
-                arena.start_bytes[index] = new.arena_byte;
-                run = Some(new);
-            }
-        }
-    }
-    run.into_iter().for_each(|it| it.close(slot, &mut arena, &mut chunks));
-
-    for index in apart {
-        let item = &items[index];
-        arena.start_bytes[index] = arena.len_bytes.next_multiple_of(ALIGN_BYTES);
-        arena.len_bytes = arena.start_bytes[index] + item.len_bytes();
-        let target = Span { slot, start_byte: arena.start_bytes[index], len_bytes: item.len_bytes() };
-        chunks.extend(chunks_of(checkpoint, item, target));
-    }
-    (arena, chunks)
+/// A state dict to be read.
+pub(super) struct StateDict {
+    /// By position in the items.
+    pub(super) places: Vec<Place>,
+    /// Bytes of the arena for runs in pages of their own.
+    pub(super) pages_bytes: u64,
+    /// True if none of the files behind `pages` is read past the page cache, which needs memory that can be touched.
+    pub(super) can_be_placed: bool,
+    /// Bytes of the arena for the rest.
+    pub(super) rest_bytes: u64,
+    /// Ascending in the files and in both arenas.
+    pub(super) reads: Vec<Read>,
 }
 
-fn is_aligned(item: &Item, start_byte: u64) -> bool {
-    start_byte.is_multiple_of(item.layout.dtype().size_bytes())
-}
-
-/// Neighbouring bytes of a file that keep their distances in the arena.
-struct Run {
+/// Items that come with one read.
+struct Group {
     file: FileId,
+    /// Of the file.
     start_byte: u64,
     end_byte: u64,
-    arena_byte: u64,
+    /// In memory.
+    len_bytes: u64,
+    way: Way,
 }
 
-impl Run {
-    fn open(file: FileId, start_byte: u64, len_bytes: u64, arena_len_bytes: u64) -> Run {
-        let in_page = start_byte % PAGE_BYTES;
-        let page_byte = arena_len_bytes.saturating_sub(in_page).next_multiple_of(PAGE_BYTES);
-        Run { file, start_byte, end_byte: start_byte + len_bytes, arena_byte: page_byte + in_page }
-    }
-
-    fn close(self, slot: SlotId, arena: &mut Arena, chunks: &mut Vec<Chunk>) {
-        let len_bytes = self.end_byte - self.start_byte;
-        arena.len_bytes = self.arena_byte + len_bytes;
-        let target = Span { slot, start_byte: self.arena_byte, len_bytes };
-        chunks.extend(reads(self.file, self.start_byte, target, 0));
-    }
+/// Lays items out for reading, `pages` and `rest` being the slots of the two arenas. A read of several tensors takes at
+/// most `chunk_bytes` of a file.
+pub(super) fn state_dict(
+    checkpoint: &Checkpoint,
+    items: &[Item],
+    io: &[IoPath],
+    chunk_bytes: u64,
+    [pages, rest]: [SlotId; 2],
+) -> Result<StateDict> {
+    let (groups, members) = groups(checkpoint, items, chunk_bytes)?;
+    let mut state = StateDict {
+        places: Vec::new(),
+        pages_bytes: 0,
+        can_be_placed: true,
+        rest_bytes: 0,
+        reads: Vec::with_capacity(groups.len()),
+    };
+    let starts: Vec<Place> =
+        groups.into_iter().map(|group| state.put(group, checkpoint, io, [pages, rest])).collect();
+    let place = |(group, offset_bytes): (usize, u64)| {
+        let start = starts.get(group).copied().unwrap_or(Place { slot: rest, start_byte: 0 });
+        Place { start_byte: start.start_byte + offset_bytes, ..start }
+    };
+    state.places = members.into_iter().map(place).collect();
+    Ok(state)
 }
 
-/// Plain reads of a run, cut every `READ_BYTES` counted from `cut_from_byte` of the file.
-fn reads(file: FileId, start_byte: u64, target: Span, cut_from_byte: u64) -> impl Iterator<Item = Chunk> {
-    let end_byte = start_byte + target.len_bytes;
-    let mut at = start_byte;
-    std::iter::from_fn(move || {
-        let (from, to) = (at, cut_from_byte + (at - cut_from_byte + 1).next_multiple_of(READ_BYTES));
-        let to = to.min(end_byte);
-        at = to;
-        (from < to).then(|| Chunk {
+impl StateDict {
+    /// Gives a group its place and its read.
+    fn put(
+        &mut self,
+        group: Group,
+        checkpoint: &Checkpoint,
+        io: &[IoPath],
+        [pages, rest]: [SlotId; 2],
+    ) -> Place {
+        let Group { file, start_byte, end_byte, len_bytes, way } = group;
+        let path = io.get(file.0 as usize).copied().unwrap_or_default();
+        let is_paged = len_bytes >= OWN_PAGES_BYTES && matches!(way, Way::Plain | Way::Elements(_));
+        if !is_paged {
+            let place = Place { slot: rest, start_byte: self.rest_bytes.next_multiple_of(ALIGN_BYTES) };
+            self.rest_bytes = place.start_byte + len_bytes;
+            // Past the page cache come whole pages only, which cannot land here.
+            let way = if way == Way::Plain && past_cache(path) { Way::Elements(VERBATIM) } else { way };
+            let target = Span { slot: rest, start_byte: place.start_byte, len_bytes };
+            self.reads.push(Read { file, start_byte, len_bytes: end_byte - start_byte, target, way });
+            return place;
+        }
+        self.can_be_placed &= !past_cache(path);
+        let page_byte = self.pages_bytes;
+        let in_page = if way == Way::Plain { start_byte % PAGE_BYTES } else { 0 };
+        let (first_byte, last_byte) = match way {
+            Way::Plain => {
+                let last_byte = end_byte.next_multiple_of(PAGE_BYTES).min(checkpoint.file(file).len_bytes);
+                (start_byte - in_page, last_byte)
+            }
+            _ => (start_byte, end_byte),
+        };
+        let room_bytes = (in_page + len_bytes).next_multiple_of(PAGE_BYTES);
+        self.pages_bytes += room_bytes;
+        let target = Span { slot: pages, start_byte: page_byte, len_bytes: room_bytes };
+        self.reads.push(Read {
             file,
-            start_byte: from,
-            len_bytes: to - from,
-            target: Span {
-                slot: target.slot,
-                start_byte: target.start_byte + (from - start_byte),
-                len_bytes: to - from,
-            },
-            via: None,
-            resolve: None,
-        })
-    })
+            start_byte: first_byte,
+            len_bytes: last_byte - first_byte,
+            target,
+            way,
+        });
+        Place { slot: pages, start_byte: page_byte + in_page }
+    }
 }
 
-/// The chunks that bring one item to a place of its own.
-pub(super) fn chunks_of(checkpoint: &Checkpoint, item: &Item, target: Span) -> Vec<Chunk> {
-    let dtype = item.layout.dtype();
-    if let Some(run) = plain_run(checkpoint, item) {
-        let piece = checkpoint.pieces(item.tensor).next();
-        let resolve = piece.map(|it| (dtype, it.resolve)).filter(|(_, it)| !it.is_nothing());
-        // Cut from the tensor's start on, so that no element is.
-        let chunks = reads(run.file, run.start_byte, target, run.start_byte);
-        return chunks.map(|chunk| Chunk { resolve, ..chunk }).collect();
+fn past_cache(path: IoPath) -> bool {
+    matches!(path, IoPath::Direct | IoPath::Mixed)
+}
+
+/// Which items come together, in file order; and for each item its group and its place in it. Empty items are in none.
+fn groups(
+    checkpoint: &Checkpoint,
+    items: &[Item],
+    chunk_bytes: u64,
+) -> Result<(Vec<Group>, Vec<(usize, u64)>)> {
+    let mut in_order: Vec<(FileId, u64, usize)> = Vec::with_capacity(items.len());
+    for (index, item) in items.iter().enumerate().filter(|(_, item)| item.len_bytes() > 0) {
+        let first = checkpoint.pieces(item.tensor).next();
+        let (file, start_byte) = first.map_or((FileId(0), 0), |piece| place_of(checkpoint, &piece));
+        in_order.push((file, start_byte, index));
     }
-    let window = Window::whole(item.layout.shape());
-    let mut chunks = Vec::new();
-    for piece in checkpoint.pieces(item.tensor) {
-        let (file, _) = place_of(checkpoint, &piece);
-        let storage_byte = checkpoint.storage_of(&piece).start_byte;
-        let Some(block) = Block::within(piece.layout, piece.at, &window) else { continue };
-        for mut part in block.split(Side::Source, STAGING_BYTES) {
-            let start_byte = storage_byte + part.source_byte;
-            part.source_byte = 0;
-            chunks.push(Chunk {
-                file,
-                start_byte,
-                len_bytes: part.span_bytes(Side::Source),
-                target,
-                via: Some(Box::new(part)),
-                resolve: Some((dtype, piece.resolve)).filter(|(_, it)| !it.is_nothing()),
-            });
+    in_order.sort_unstable();
+
+    let mut groups: Vec<Group> = Vec::new();
+    let mut members = vec![(usize::MAX, 0); items.len()];
+    // The groups that may grow still: a run of tensors as they are, and small ones to be changed.
+    let (mut open_run, mut open_parts) = (usize::MAX, usize::MAX);
+    for (_, _, index) in in_order {
+        let item = &items[index];
+        let Some(run) = plain_run(checkpoint, item) else {
+            let target = Span { slot: SlotId(0), start_byte: 0, len_bytes: item.len_bytes() };
+            if let Some(read) = gather(checkpoint, item, target)? {
+                let Read { file, start_byte, len_bytes, way, .. } = read;
+                members[index] = (groups.len(), 0);
+                let end_byte = start_byte + len_bytes;
+                groups.push(Group { file, start_byte, end_byte, len_bytes: item.len_bytes(), way });
+            }
+            continue;
+        };
+        let end_byte = run.start_byte + run.len_bytes;
+        let follows = |group: &Group, max_gap_bytes: u64| {
+            group.file == run.file
+                && run.start_byte.checked_sub(group.end_byte).is_some_and(|gap| gap <= max_gap_bytes)
+        };
+        let new =
+            |len_bytes, way| Group { file: run.file, start_byte: run.start_byte, end_byte, len_bytes, way };
+        if run.is_verbatim() {
+            // Overlapping tensors are private copies: those that do not follow the run begin another.
+            match groups.get_mut(open_run).filter(|group| follows(group, MAX_GAP_BYTES)) {
+                Some(group) => {
+                    members[index] = (open_run, run.start_byte - group.start_byte);
+                    group.end_byte = end_byte;
+                    group.len_bytes = end_byte - group.start_byte;
+                }
+                None => {
+                    open_run = groups.len();
+                    members[index] = (open_run, 0);
+                    groups.push(new(run.len_bytes, Way::Plain));
+                }
+            }
+        } else if run.len_bytes > SMALL_BYTES || item.len_bytes() > SMALL_BYTES {
+            members[index] = (groups.len(), 0);
+            groups.push(new(item.len_bytes(), Way::Elements(run.change)));
+        } else {
+            let part =
+                Part { source_byte: 0, len_bytes: run.len_bytes as u32, target_byte: 0, change: run.change };
+            let fits =
+                |group: &Group| follows(group, MAX_GAP_BYTES) && end_byte - group.start_byte <= chunk_bytes;
+            match groups.get_mut(open_parts).filter(|group| fits(group)) {
+                Some(Group {
+                    start_byte, end_byte: group_end, len_bytes, way: Way::Parts(parts), ..
+                }) => {
+                    let target_byte = len_bytes.next_multiple_of(ALIGN_BYTES);
+                    let source_byte = (run.start_byte - *start_byte) as u32;
+                    parts.push(Part { source_byte, target_byte: target_byte as u32, ..part });
+                    members[index] = (open_parts, target_byte);
+                    (*group_end, *len_bytes) = (end_byte, target_byte + item.len_bytes());
+                }
+                _ => {
+                    open_parts = groups.len();
+                    members[index] = (open_parts, 0);
+                    groups.push(new(item.len_bytes(), Way::Parts(vec![part])));
+                }
+            }
         }
     }
-    chunks
+    Ok((groups, members))
+}
+
+/// The read of an item whose elements have to be brought into order.
+fn gather(checkpoint: &Checkpoint, item: &Item, target: Span) -> Result<Option<Read>> {
+    let window = Window::whole(item.layout.shape());
+    let mut gathers = Vec::new();
+    for piece in checkpoint.pieces(item.tensor) {
+        let change = item.change(&piece);
+        // A cast comes first: the block counts in bytes of the type in memory.
+        let layout = piece.layout.with_dtype(change.to)?;
+        let Some(mut block) = Block::within(&layout, piece.at, &window) else { continue };
+        let storage = checkpoint.storage_of(&piece);
+        let start_byte = storage.start_byte + change.source_bytes(block.source_byte);
+        block.source_byte = 0;
+        gathers.push(Gather { file: storage.file, start_byte, block, change });
+    }
+    // What arrives: reads may span more, for elements of others that lie between.
+    let len_bytes = gathers.iter().map(|it| it.change.source_bytes(it.block.len_bytes())).sum();
+    let first = gathers.first().map(|it| (it.file, it.start_byte));
+    Ok(first.map(|(file, start_byte)| Read {
+        file,
+        start_byte,
+        len_bytes,
+        target,
+        way: Way::Gather(gathers),
+    }))
+}
+
+/// The read that brings one item to a place of its own, which is as long as it.
+pub(super) fn read_of(
+    checkpoint: &Checkpoint,
+    item: &Item,
+    io: &[IoPath],
+    target: Span,
+) -> Result<Option<Read>> {
+    if target.len_bytes == 0 {
+        return Ok(None);
+    }
+    let Some(run) = plain_run(checkpoint, item) else { return gather(checkpoint, item, target) };
+    let path = io.get(run.file.0 as usize).copied().unwrap_or_default();
+    let way =
+        if run.change.is_nothing() && !past_cache(path) { Way::Plain } else { Way::Elements(run.change) };
+    Ok(Some(Read { file: run.file, start_byte: run.start_byte, len_bytes: run.len_bytes, target, way }))
 }

@@ -5,6 +5,7 @@ use crate::{
     memory::{PAGE_BYTES, Space},
     tensor::{Block, FileId, Layout, TensorId},
 };
+use std::ops::Range;
 
 /// A named piece of memory of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,21 +22,87 @@ pub struct Span {
     pub len_bytes: u64,
 }
 
-/// Bytes to read at once, and where they go.
+/// What must be done to elements on their way from the file to where they stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Their type in the file.
+    pub from: DType,
+    /// Their type in memory.
+    pub to: DType,
+    /// Byte order, conjugate and negative views; done before the cast.
+    pub resolve: Resolve,
+}
+
+impl Change {
+    /// True if the bytes stay as they are.
+    pub fn is_nothing(&self) -> bool {
+        self.from == self.to && self.resolve.is_nothing()
+    }
+
+    /// Bytes that so many bytes of whole elements take in memory.
+    pub fn target_bytes(&self, source_bytes: u64) -> u64 {
+        source_bytes / self.from.size_bytes() * self.to.size_bytes()
+    }
+
+    /// Bytes that so many bytes of whole elements take in the file.
+    pub fn source_bytes(&self, target_bytes: u64) -> u64 {
+        target_bytes / self.to.size_bytes() * self.from.size_bytes()
+    }
+}
+
+/// Bytes of a file, where they go, and how. The engine cuts it into chunks while it runs, so that a plan is as long as
+/// its list of tensors, whatever their size.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
+pub struct Read {
     /// The file.
     pub file: FileId,
     /// Where in the file.
     pub start_byte: u64,
     /// How many.
     pub len_bytes: u64,
-    /// Where they go: exactly the bytes read or, by way of a staging buffer, the tensor that they are a part of.
+    /// Where they go.
     pub target: Span,
-    /// How they get from a staging buffer to the target; `None`: they are read in place.
-    pub via: Option<Box<Block>>,
-    /// What must be done to them, as elements of a type.
-    pub resolve: Option<(DType, Resolve)>,
+    /// How.
+    pub way: Way,
+}
+
+/// How the bytes of a [`Read`] get to their target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As they are. The target may be longer, up to a page: room for direct reads of whole pages.
+    Plain,
+    /// Element by element, by way of a staging buffer. The target may be longer, up to a page.
+    Elements(Change),
+    /// Several small tensors in one read that fits a staging buffer.
+    Parts(Vec<Part>),
+    /// Strided elements, or boxes of a tensor from several places, by way of a staging buffer.
+    Gather(Vec<Gather>),
+}
+
+/// A box of elements that have to be brought into order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gather {
+    /// The file.
+    pub file: FileId,
+    /// Where in the file the block's source starts.
+    pub start_byte: u64,
+    /// From where to where, in bytes of the type in memory on both sides.
+    pub block: Block,
+    /// What is done to the elements before.
+    pub change: Change,
+}
+
+/// A small tensor inside a [`Way::Parts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where it starts in the read.
+    pub source_byte: u32,
+    /// Its length in the file.
+    pub len_bytes: u32,
+    /// Where it starts in the target.
+    pub target_byte: u32,
+    /// What is done to it.
+    pub change: Change,
 }
 
 /// A copy from slot to slot.
@@ -45,17 +112,8 @@ pub struct Copy {
     pub source: Span,
     /// Where they go.
     pub target: Span,
-    /// How, if not one after the other.
-    pub block: Option<Box<Block>>,
-    /// What must be done to them.
-    pub resolve: Option<(DType, Resolve)>,
-}
-
-impl Copy {
-    /// How many bytes are written.
-    pub fn len_bytes(&self) -> u64 {
-        self.block.as_ref().map_or(self.target.len_bytes, |block| block.len_bytes())
-    }
+    /// What must be done to the elements.
+    pub change: Option<Change>,
 }
 
 /// A tensor to be given the values of a model that was not loaded.
@@ -80,6 +138,8 @@ pub enum Step {
         len_bytes: u64,
         /// What for, in a word or two.
         owner: &'static str,
+        /// The tensor that it is for, if it is for one.
+        tensor: Option<TensorId>,
     },
     /// Takes the caller's memory for a tensor.
     Adopt {
@@ -99,12 +159,23 @@ pub enum Step {
     },
     /// Gives a model its initial values: what the loading then overwrites.
     Fill(Vec<Fill>),
-    /// Reads chunks, several at a time. Targets are disjoint, except that consecutive chunks may share one.
+    /// Reads, on several threads. For each slot the targets ascend and are disjoint.
     Stream {
-        /// Buffers for chunks that do not land in place, one a thread.
+        /// Buffers for what does not land in place, one a thread.
         staging: Vec<SlotId>,
-        /// The chunks.
-        chunks: Vec<Chunk>,
+        /// The most of a file that one of them takes at a time.
+        chunk_bytes: u64,
+        /// A slot that nobody has touched yet: its pages can be put in place instead of being touched.
+        placed: Option<SlotId>,
+        /// What is read, in file order.
+        reads: Vec<Read>,
+    },
+    /// Brings the pages of a mapping in, so that touching them costs nothing later.
+    Populate {
+        /// The mapping.
+        slot: SlotId,
+        /// Which bytes, ascending.
+        ranges: Vec<Range<u64>>,
     },
     /// Copies bytes.
     Copy(Copy),
@@ -121,6 +192,40 @@ pub enum Step {
         /// How it lies there.
         layout: Layout,
     },
+}
+
+/// How many bytes of a file go through the processor's cache at a time.
+pub const PLACED_BYTES: u64 = 256 << 10;
+
+/// How the staging of a plan is cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ring {
+    /// Threads, each with a buffer.
+    pub(super) n_threads: usize,
+    /// Bytes of a file that a buffer takes.
+    pub(super) chunk_bytes: u64,
+    /// Pages are put in place, by way of the buffers.
+    pub(super) places_pages: bool,
+}
+
+/// The part of a staging buffer for bytes as the file has them: a chunk, and whole pages on either side of it.
+pub fn source_room_bytes(chunk_bytes: u64) -> u64 {
+    chunk_bytes.next_multiple_of(PAGE_BYTES) + 2 * PAGE_BYTES
+}
+
+/// The part of a staging buffer for elements that were cast: none if none are.
+fn target_room_bytes(chunk_bytes: u64, reads: &[Read]) -> u64 {
+    let room = |change: &Change| match change.from == change.to {
+        true => 0,
+        false => chunk_bytes / change.from.size_bytes() * change.to.size_bytes(),
+    };
+    let of_read = |read: &Read| match &read.way {
+        Way::Plain => 0,
+        Way::Elements(change) => room(change),
+        Way::Parts(parts) => parts.iter().map(|it| room(&it.change)).max().unwrap_or(0),
+        Way::Gather(gathers) => gathers.iter().map(|it| room(&it.change)).max().unwrap_or(0),
+    };
+    reads.iter().map(of_read).max().unwrap_or(0).next_multiple_of(PAGE_BYTES)
 }
 
 /// Steps in the making.
@@ -149,25 +254,40 @@ impl Steps {
         self.free.push(slot);
     }
 
-    pub(super) fn reserve(&mut self, space: Space, len_bytes: u64, owner: &'static str) -> SlotId {
+    pub(super) fn reserve(
+        &mut self,
+        space: Space,
+        len_bytes: u64,
+        owner: &'static str,
+        tensor: Option<TensorId>,
+    ) -> SlotId {
         let slot = self.slot();
-        self.reserve_slot(slot, space, len_bytes, owner);
+        self.reserve_slot(slot, space, len_bytes, owner, tensor);
         slot
     }
 
-    pub(super) fn reserve_slot(&mut self, slot: SlotId, space: Space, len_bytes: u64, owner: &'static str) {
-        self.push(Step::Reserve { slot, space, len_bytes: len_bytes.next_multiple_of(PAGE_BYTES), owner });
+    pub(super) fn reserve_slot(
+        &mut self,
+        slot: SlotId,
+        space: Space,
+        len_bytes: u64,
+        owner: &'static str,
+        tensor: Option<TensorId>,
+    ) {
+        let len_bytes = len_bytes.next_multiple_of(PAGE_BYTES);
+        self.push(Step::Reserve { slot, space, len_bytes, owner, tensor });
     }
 
-    /// Reads chunks, with a staging ring around them if any of them needs one.
-    pub(super) fn stream(&mut self, chunks: Vec<Chunk>, n_threads: usize) {
-        let staged = chunks.iter().filter(|it| it.via.is_some());
-        let (n_staged, widest_bytes) =
-            staged.fold((0, 0), |(n, widest), it| (n + 1, it.len_bytes.max(widest)));
-        let n_buffers = n_staged.min(n_threads);
+    /// Reads, with staging around them if any of it needs some. `placed`: a slot whose pages may be put in place.
+    pub(super) fn stream(&mut self, reads: Vec<Read>, ring: Ring, placed: Option<SlotId>) {
+        let placed = placed.filter(|_| ring.places_pages);
+        let is_staged = reads.iter().any(|it| it.way != Way::Plain);
+        let chunk_bytes = if is_staged { ring.chunk_bytes } else { ring.chunk_bytes.min(PLACED_BYTES) };
+        let n_buffers = if is_staged || placed.is_some() { ring.n_threads } else { 0 };
+        let buffer_bytes = source_room_bytes(chunk_bytes) + target_room_bytes(chunk_bytes, &reads);
         let staging: Vec<_> =
-            (0..n_buffers).map(|_| self.reserve(Space::Staging, widest_bytes, "staging")).collect();
-        self.push(Step::Stream { staging: staging.clone(), chunks });
+            (0..n_buffers).map(|_| self.reserve(Space::Staging, buffer_bytes, "staging", None)).collect();
+        self.push(Step::Stream { staging: staging.clone(), chunk_bytes, placed, reads });
         staging.into_iter().for_each(|slot| self.release(slot));
     }
 

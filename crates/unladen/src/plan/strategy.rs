@@ -2,22 +2,18 @@
 //! "Memory-efficient Model Weight Loading"; the last is ours.
 
 use super::{
-    PlanOptions,
-    items::{Item, items, place_of},
-    place::{Arena, chunks_of, like_files, packed},
-    steps::{Copy, Fill, SlotId, Span, Step, Steps},
+    Machine,
+    items::{Item, place_of, plain_run},
+    place::{self, Place, packed, read_of},
+    steps::{Copy, Fill, Ring, SlotId, Span, Step, Steps},
 };
 use crate::{
     checkpoint::Checkpoint,
-    error::Error,
-    memory::Space,
-    tensor::{Backing, Block, FileId, Window},
+    error::{Error, Result},
+    memory::{PAGE_BYTES, Space},
+    tensor::{Backing, FileId},
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    str::FromStr,
-};
+use std::{collections::BTreeMap, fmt, ops::Range, str::FromStr};
 
 /// A way of loading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,194 +96,236 @@ impl FromStr for Strategy {
     }
 }
 
+/// What the steps of a plan are made from.
+pub(super) struct Generator<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) items: &'a [Item],
+    pub(super) machine: &'a Machine,
+    pub(super) ring: Ring,
+    /// Mappings that are handed out are brought in.
+    pub(super) populates: bool,
+}
+
 /// The steps of one strategy for the whole checkpoint.
-pub(super) fn steps(checkpoint: &Checkpoint, options: &PlanOptions) -> Steps {
-    let generator = Generator {
-        checkpoint,
-        items: items(checkpoint),
-        n_threads: options.n_threads.max(1),
-        steps: Steps::default(),
-    };
-    match options.strategy {
-        Strategy::Naive => generator.model_beside_state_dict(Space::Device, true),
-        Strategy::Sequential => generator.sequential(),
-        Strategy::Meta => generator.model_beside_state_dict(Space::Device, false),
-        Strategy::Mmap => generator.mmap(),
-        Strategy::MmapCopy => generator.mmap_copy(),
-        Strategy::PerTensor => generator.per_tensor(),
-        Strategy::Stream => generator.stream(),
+pub(super) fn steps(generator: &Generator<'_>, strategy: Strategy) -> Result<Steps> {
+    let mut steps = Steps::default();
+    match strategy {
+        Strategy::Naive => generator.model_beside_state_dict(&mut steps, true)?,
+        Strategy::Sequential => generator.sequential(&mut steps)?,
+        Strategy::Meta => generator.model_beside_state_dict(&mut steps, false)?,
+        Strategy::Mmap => generator.mmap(&mut steps)?,
+        Strategy::MmapCopy => generator.mmap_copy(&mut steps)?,
+        Strategy::PerTensor => generator.per_tensor(&mut steps)?,
+        Strategy::Stream => generator.stream(&mut steps)?,
     }
+    Ok(steps)
 }
 
 /// One slot per tensor with data, each the caller's.
-pub(super) fn steps_into_caller_memory(checkpoint: &Checkpoint, options: &PlanOptions) -> Steps {
+pub(super) fn steps_into_caller_memory(generator: &Generator<'_>) -> Result<Steps> {
     let mut steps = Steps::default();
-    let mut chunks = Vec::new();
+    let mut reads = Vec::new();
     let mut handed_over = Vec::new();
-    for item in items(checkpoint) {
+    for item in generator.items {
         for tensor in item.tensors() {
             let slot = steps.slot();
             steps.push(Step::Adopt { slot, tensor });
             let target = Span { slot, start_byte: 0, len_bytes: item.len_bytes() };
-            chunks.extend(chunks_of(checkpoint, &item, target));
+            reads.extend(read_of(generator.checkpoint, item, &generator.machine.io, target)?);
             handed_over.push(Step::HandOver { tensor, slot, start_byte: 0, layout: item.layout.clone() });
         }
     }
-    steps.stream(chunks, options.n_threads.max(1));
+    reads.sort_by_key(|read| (read.file, read.start_byte));
+    steps.stream(reads, generator.ring, None);
     handed_over.into_iter().for_each(|it| steps.push(it));
-    steps
-}
-
-struct Generator<'a> {
-    checkpoint: &'a Checkpoint,
-    items: Vec<Item>,
-    n_threads: usize,
-    steps: Steps,
+    Ok(steps)
 }
 
 impl Generator<'_> {
     /// `naive` and `meta`: two of everything on the device.
-    fn model_beside_state_dict(mut self, state_space: Space, is_random: bool) -> Steps {
-        let (model, model_slot) = self.model(is_random);
-        let (state, state_slot) = self.state_dict(state_space);
+    fn model_beside_state_dict(&self, steps: &mut Steps, is_random: bool) -> Result<()> {
+        let model = self.model(steps, is_random);
+        let (state, slots) = self.state_dict(steps, self.items, Space::Device, "state dict")?;
         for index in 0..self.items.len() {
-            let source = self.span(&state, state_slot, index);
-            let target = self.span(&model, model_slot, index);
-            self.copy(source, target);
+            self.copy(steps, self.span(&state, index), self.span(&model, index));
         }
-        self.steps.release(state_slot);
-        self.hand_over(&model, model_slot)
+        slots.into_iter().for_each(|slot| steps.release(slot));
+        hand_over(steps, self.items, &model);
+        Ok(())
     }
 
-    fn sequential(mut self) -> Steps {
-        let (model, model_slot) = self.model(true);
-        let (state, state_slot) = self.state_dict(Space::Host);
-        for index in 0..self.items.len() {
-            let source = self.span(&state, state_slot, index);
-            let target = self.span(&model, model_slot, index);
+    fn sequential(&self, steps: &mut Steps) -> Result<()> {
+        let model = self.model(steps, true);
+        let (state, slots) = self.state_dict(steps, self.items, Space::Host, "state dict")?;
+        for (index, item) in self.items.iter().enumerate() {
+            let (source, target) = (self.span(&state, index), self.span(&model, index));
             // The notebook's `.to(device)` makes a copy on the device before the parameter takes it.
-            let slot = self.steps.reserve(Space::Device, source.len_bytes, "one tensor");
+            let slot = steps.reserve(Space::Device, source.len_bytes, "one tensor", Some(item.tensor));
             let on_device = Span { slot, start_byte: 0, ..source };
-            self.copy(source, on_device);
-            self.copy(on_device, target);
-            self.steps.release(slot);
+            self.copy(steps, source, on_device);
+            self.copy(steps, on_device, target);
+            steps.release(slot);
         }
-        self.steps.release(state_slot);
-        self.hand_over(&model, model_slot)
+        slots.into_iter().for_each(|slot| steps.release(slot));
+        hand_over(steps, self.items, &model);
+        Ok(())
     }
 
-    fn per_tensor(mut self) -> Steps {
-        let (model, model_slot) = self.model(false);
+    fn per_tensor(&self, steps: &mut Steps) -> Result<()> {
+        let model = self.model(steps, false);
         // The largest last, as in the notebook, whose model ends with its head: what is reserved beside it has all been
         // touched by then, so the prediction is what the system sees too.
         let mut by_size: Vec<usize> = (0..self.items.len()).collect();
         by_size.sort_by_key(|&index| self.items[index].len_bytes());
         for index in by_size {
             let item = &self.items[index];
-            let slot = self.steps.reserve(Space::Host, item.len_bytes(), "one tensor");
+            let slot = steps.reserve(Space::Host, item.len_bytes(), "one tensor", Some(item.tensor));
             let loaded = Span { slot, start_byte: 0, len_bytes: item.len_bytes() };
-            self.steps.stream(chunks_of(self.checkpoint, item, loaded), self.n_threads);
-            let target = self.span(&model, model_slot, index);
-            self.copy(loaded, target);
-            self.steps.release(slot);
+            let read = read_of(self.checkpoint, item, &self.machine.io, loaded)?;
+            steps.stream(read.into_iter().collect(), self.ring, None);
+            self.copy(steps, loaded, self.span(&model, index));
+            steps.release(slot);
         }
-        self.hand_over(&model, model_slot)
+        hand_over(steps, self.items, &model);
+        Ok(())
     }
 
-    fn stream(mut self) -> Steps {
-        let (state, slot) = self.state_dict(Space::Device);
-        self.hand_over(&state, slot)
+    fn stream(&self, steps: &mut Steps) -> Result<()> {
+        let (places, _) = self.state_dict(steps, self.items, Space::Device, "state dict")?;
+        hand_over(steps, self.items, &places);
+        Ok(())
     }
 
-    fn mmap_copy(mut self) -> Steps {
-        let (model, model_slot) = self.model(false);
-        let maps = self.map_files();
-        for index in 0..self.items.len() {
-            let target = self.span(&model, model_slot, index);
-            self.copy_from_maps(index, &maps, target);
+    fn mmap_copy(&self, steps: &mut Steps) -> Result<()> {
+        let model = self.model(steps, false);
+        let maps = self.map_files(steps, self.items);
+        let mut reads = Vec::new();
+        for (index, item) in self.items.iter().enumerate().filter(|(_, item)| item.len_bytes() > 0) {
+            let target = self.span(&model, index);
+            // What has to be brought into order, or takes two changes, goes through a staging buffer, in pieces.
+            let run = plain_run(self.checkpoint, item);
+            let run = run.filter(|it| it.change.from == it.change.to || it.change.resolve.is_nothing());
+            let Some(run) = run else {
+                reads.extend(read_of(self.checkpoint, item, &self.machine.io, target)?);
+                continue;
+            };
+            let source = Span { slot: maps[&run.file], start_byte: run.start_byte, len_bytes: run.len_bytes };
+            let change = Some(run.change).filter(|it| !it.is_nothing());
+            steps.push(Step::Copy(Copy { source, target, change }));
         }
-        maps.into_values().for_each(|slot| self.steps.release(slot));
-        self.hand_over(&model, model_slot)
+        if !reads.is_empty() {
+            steps.stream(reads, self.ring, None);
+        }
+        maps.into_values().for_each(|slot| steps.release(slot));
+        hand_over(steps, self.items, &model);
+        Ok(())
     }
 
-    fn mmap(mut self) -> Steps {
-        let maps = self.map_files();
-        let (viewed, copied): (Vec<_>, Vec<_>) = std::mem::take(&mut self.items)
-            .into_iter()
-            .partition(|item| can_be_a_view(self.checkpoint, item));
+    fn mmap(&self, steps: &mut Steps) -> Result<()> {
+        let is_view: Vec<bool> = self.items.iter().map(|item| can_be_a_view(self.checkpoint, item)).collect();
+        let viewed = self.items.iter().zip(&is_view).filter(|(_, is_view)| **is_view).map(|(item, _)| item);
+        let copied: Vec<Item> = self
+            .items
+            .iter()
+            .zip(&is_view)
+            .filter(|(_, is_view)| !**is_view)
+            .map(|(item, _)| item.clone())
+            .collect();
 
         // What a mapping cannot hand out gets memory of its own.
-        self.items = copied;
-        let arena = packed(&self.items);
-        let slot = (!self.items.is_empty()).then(|| {
-            self.steps.reserve(Space::Device, arena.len_bytes, "tensors that a mapping cannot hand out")
-        });
-        if let Some(slot) = slot {
-            for index in 0..self.items.len() {
-                let target = self.span(&arena, slot, index);
-                self.copy_from_maps(index, &maps, target);
-            }
+        if !copied.is_empty() {
+            let owner = "tensors that a mapping cannot hand out";
+            let (places, _) = self.state_dict(steps, &copied, Space::Device, owner)?;
+            hand_over(steps, &copied, &places);
         }
-
-        let mut viewed_files = BTreeSet::new();
-        for item in &viewed {
+        let maps = self.map_files(steps, viewed.clone());
+        if self.populates {
+            self.populate(steps, viewed.clone(), &maps);
+        }
+        for item in viewed {
             let Some(piece) = self.checkpoint.pieces(item.tensor).next() else { continue };
-            let (file, _) = place_of(self.checkpoint, &piece);
-            viewed_files.insert(file);
+            let storage = self.checkpoint.storage_of(&piece);
             for tensor in item.tensors() {
-                self.steps.push(Step::HandOver {
-                    tensor,
-                    slot: maps[&file],
-                    start_byte: self.checkpoint.storage_of(&piece).start_byte,
-                    layout: piece.layout.clone(),
-                });
+                let (slot, start_byte) = (maps[&storage.file], storage.start_byte);
+                steps.push(Step::HandOver { tensor, slot, start_byte, layout: piece.layout.clone() });
             }
         }
-        for (_, slot) in maps.into_iter().filter(|(file, _)| !viewed_files.contains(file)) {
-            self.steps.release(slot);
+        Ok(())
+    }
+
+    /// Brings in what is viewed, neighbours together.
+    fn populate<'i>(
+        &self,
+        steps: &mut Steps,
+        viewed: impl Iterator<Item = &'i Item>,
+        maps: &BTreeMap<FileId, SlotId>,
+    ) {
+        let mut ranges: Vec<(FileId, Range<u64>)> = Vec::new();
+        for piece in viewed.filter_map(|item| self.checkpoint.pieces(item.tensor).next()) {
+            let (file, start_byte) = place_of(self.checkpoint, &piece);
+            let stored = piece.layout.stored_bytes();
+            ranges.push((file, start_byte..start_byte + (stored.end - stored.start)));
         }
-        match slot {
-            Some(slot) => self.hand_over(&arena, slot),
-            None => self.steps,
+        ranges.sort_unstable_by_key(|(file, range)| (*file, range.start));
+        for (&file, &slot) in maps {
+            let mut merged: Vec<Range<u64>> = Vec::new();
+            for (_, range) in ranges.iter().filter(|(of, _)| *of == file) {
+                match merged.last_mut().filter(|last| range.start <= last.end + PAGE_BYTES) {
+                    Some(last) => last.end = last.end.max(range.end),
+                    None => merged.push(range.clone()),
+                }
+            }
+            steps.push(Step::Populate { slot, ranges: merged });
         }
     }
 
     /// The model's own memory, with initial values or without.
-    fn model(&mut self, is_random: bool) -> (Arena, SlotId) {
-        let arena = packed(&self.items);
-        let slot = self.steps.reserve(Space::Device, arena.len_bytes, "model");
+    fn model(&self, steps: &mut Steps, is_random: bool) -> Vec<Place> {
+        let slot = steps.slot();
+        let (places, len_bytes) = packed(self.items, slot);
+        steps.reserve_slot(slot, Space::Device, len_bytes, "model", None);
         if is_random {
             let fills = self.items.iter().enumerate();
-            let fills = fills
-                .map(|(index, item)| Fill { tensor: item.tensor, target: self.span(&arena, slot, index) });
-            let fills = fills.collect();
-            self.steps.push(Step::Fill(fills));
+            let fills =
+                fills.map(|(index, item)| Fill { tensor: item.tensor, target: self.span(&places, index) });
+            steps.push(Step::Fill(fills.collect()));
         }
-        (arena, slot)
+        places
     }
 
-    /// The whole state dict, read from the files.
-    fn state_dict(&mut self, space: Space) -> (Arena, SlotId) {
-        let slot = self.steps.slot();
-        let (arena, chunks) = like_files(self.checkpoint, &self.items, slot);
-        self.steps.reserve_slot(slot, space, arena.len_bytes, "state dict");
-        self.steps.stream(chunks, self.n_threads);
-        (arena, slot)
+    /// Some tensors, read from the files: where they lie, and the slots that hold them.
+    fn state_dict(
+        &self,
+        steps: &mut Steps,
+        items: &[Item],
+        space: Space,
+        owner: &'static str,
+    ) -> Result<(Vec<Place>, Vec<SlotId>)> {
+        let slots = [steps.slot(), steps.slot()];
+        let (checkpoint, io) = (self.checkpoint, &self.machine.io);
+        let state = place::state_dict(checkpoint, items, io, self.ring.chunk_bytes, slots)?;
+        for (slot, len_bytes) in slots.into_iter().zip([state.pages_bytes, state.rest_bytes]) {
+            steps.reserve_slot(slot, space, len_bytes, owner, None);
+        }
+        let placed = (state.can_be_placed && state.pages_bytes > 0).then_some(slots[0]);
+        steps.stream(state.reads, self.ring, placed);
+        Ok((state.places, slots.to_vec()))
     }
 
     /// Maps every file that holds bytes of a tensor.
-    fn map_files(&mut self) -> BTreeMap<FileId, SlotId> {
+    fn map_files<'i>(
+        &self,
+        steps: &mut Steps,
+        items: impl IntoIterator<Item = &'i Item>,
+    ) -> BTreeMap<FileId, SlotId> {
         let mut maps = BTreeMap::new();
-        for item in self.items.iter().filter(|item| item.len_bytes() > 0) {
+        for item in items.into_iter().filter(|item| item.len_bytes() > 0) {
             for piece in self.checkpoint.pieces(item.tensor) {
                 let (file, _) = place_of(self.checkpoint, &piece);
                 maps.entry(file).or_insert_with(|| {
-                    let slot = self.steps.slot();
-                    self.steps.push(Step::Map {
-                        slot,
-                        file,
-                        len_bytes: self.checkpoint.file(file).len_bytes,
-                    });
+                    let slot = steps.slot();
+                    let len_bytes = self.checkpoint.file(file).len_bytes;
+                    steps.push(Step::Map { slot, file, len_bytes });
                     slot
                 });
             }
@@ -295,53 +333,34 @@ impl Generator<'_> {
         maps
     }
 
-    fn span(&self, arena: &Arena, slot: SlotId, index: usize) -> Span {
-        Span { slot, start_byte: arena.start_bytes[index], len_bytes: self.items[index].len_bytes() }
+    fn span(&self, places: &[Place], index: usize) -> Span {
+        let Place { slot, start_byte } = places[index];
+        Span { slot, start_byte, len_bytes: self.items[index].len_bytes() }
     }
 
-    fn copy(&mut self, source: Span, target: Span) {
+    fn copy(&self, steps: &mut Steps, source: Span, target: Span) {
         if target.len_bytes > 0 {
-            self.steps.push(Step::Copy(Copy { source, target, block: None, resolve: None }));
+            steps.push(Step::Copy(Copy { source, target, change: None }));
         }
-    }
-
-    fn copy_from_maps(&mut self, index: usize, maps: &BTreeMap<FileId, SlotId>, target: Span) {
-        let item = &self.items[index];
-        let window = Window::whole(item.layout.shape());
-        for piece in self.checkpoint.pieces(item.tensor) {
-            let Some(mut block) = Block::within(piece.layout, piece.at, &window) else { continue };
-            let (file, _) = place_of(self.checkpoint, &piece);
-            let start_byte = self.checkpoint.storage_of(&piece).start_byte + block.source_byte;
-            block.source_byte = 0;
-            let source = Span {
-                slot: maps[&file],
-                start_byte,
-                len_bytes: block.span_bytes(crate::tensor::Side::Source),
-            };
-            let is_run = block.axes.is_empty() && block.run_bytes == target.len_bytes;
-            let resolve = Some((item.layout.dtype(), piece.resolve)).filter(|(_, it)| !it.is_nothing());
-            let block = (!is_run).then(|| Box::new(block));
-            self.steps.push(Step::Copy(Copy { source, target, block, resolve }));
-        }
-    }
-
-    fn hand_over(mut self, arena: &Arena, slot: SlotId) -> Steps {
-        for (index, item) in self.items.iter().enumerate() {
-            for tensor in item.tensors() {
-                let (start_byte, layout) = (arena.start_bytes[index], item.layout.clone());
-                self.steps.push(Step::HandOver { tensor, slot, start_byte, layout });
-            }
-        }
-        self.steps
     }
 }
 
-/// A mapping hands out bytes as they are, where they are: nothing to resolve, in one piece, aligned for the type.
+fn hand_over(steps: &mut Steps, items: &[Item], places: &[Place]) {
+    for (item, place) in items.iter().zip(places) {
+        for tensor in item.tensors() {
+            let (slot, start_byte, layout) = (place.slot, place.start_byte, item.layout.clone());
+            steps.push(Step::HandOver { tensor, slot, start_byte, layout });
+        }
+    }
+}
+
+/// A mapping hands out bytes as they are, where they are: nothing to change, in one piece, aligned for the type.
 fn can_be_a_view(checkpoint: &Checkpoint, item: &Item) -> bool {
     let tensor = checkpoint.tensor(item.tensor);
     let Backing::Storage(storage) = tensor.backing else { return false };
     let storage = &checkpoint.storages[storage.0 as usize];
     tensor.layout.n_elems() > 0
+        && tensor.layout.dtype() == item.layout.dtype()
         && tensor.layout.resolve(storage.swapped).is_nothing()
         && storage.start_byte.is_multiple_of(tensor.layout.dtype().size_bytes())
 }

@@ -166,61 +166,57 @@ impl Block {
         self.axes.iter().map(|axis| axis.len).product::<u64>() * self.run_bytes
     }
 
+    /// How many bytes of the source to read at once, at most `max_bytes`: all that the block spans, unless most of them
+    /// belong to others.
+    ///
+    /// A few columns of a wide matrix span all its rows. Reading them row by row touches the columns alone, instead of
+    /// reading the matrix again for every part; worth it while the rows are few and the runs not tiny.
+    pub fn read_limit(&self, max_bytes: u64) -> u64 {
+        let span_bytes = self.span_bytes(Side::Source);
+        let reach = |axis: &Axis| (axis.len - 1) * axis.source_step_bytes;
+        let Some(widest) = self.axes.iter().max_by_key(|axis| reach(axis)) else { return max_bytes };
+        let row_bytes = span_bytes - reach(widest);
+        let is_sparse = span_bytes / 4 > self.len_bytes();
+        if is_sparse && row_bytes >= 512 && widest.len <= 1 << 16 { row_bytes } else { max_bytes }
+            .min(max_bytes)
+    }
+
     /// Cuts the block until no part spans more than `max_bytes` (at least an element) on one side; parts come in
-    /// the order of the widest steps on that side.
-    pub fn split(self, side: Side, max_bytes: u64) -> Vec<Block> {
+    /// the order of the widest steps on that side. Cut while they are taken: there may be millions.
+    pub fn split(self, side: Side, max_bytes: u64) -> Parts {
         let max_bytes = max_bytes.max(self.elem_bytes);
-        let (mut done, mut open) = (Vec::new(), vec![self]);
-        while let Some(block) = open.pop() {
-            let span_bytes = block.span_bytes(side);
-            if span_bytes <= max_bytes {
-                done.push(block);
-                continue;
-            }
-            let reach = |axis: &Axis| (axis.len - 1) * axis.step_bytes(side);
-            let widest = (0..block.axes.len()).max_by_key(|&it| reach(&block.axes[it]));
-            let first_open = open.len();
-            // The run is cut where it is the widest and too long for any part, or where the axis's steps overlap in it.
-            let cut_axis = |&it: &usize| {
-                let is_whole =
-                    block.run_bytes <= max_bytes && block.axes[it].step_bytes(side) >= block.run_bytes;
-                is_whole || reach(&block.axes[it]) >= block.run_bytes
-            };
-            match widest.filter(cut_axis) {
-                Some(widest) => {
-                    let axis = block.axes[widest];
-                    let rest_bytes = span_bytes - reach(&axis);
-                    // Where the other axes leave little room, filling it would make a part of every step: two axes that
-                    // overlap would make millions. Halves keep the parts as square as they can be.
-                    let fits = match rest_bytes > max_bytes / 2 {
-                        true => axis.len.div_ceil(2),
-                        false => (max_bytes - rest_bytes) / axis.step_bytes(side) + 1,
-                    };
-                    for start in (0..axis.len).step_by(fits as usize) {
-                        let mut part = block.clone();
-                        part.source_byte += start * axis.source_step_bytes;
-                        part.target_byte += start * axis.target_step_bytes;
-                        part.axes[widest].len = fits.min(axis.len - start);
-                        part.axes.retain(|it| it.len > 1);
-                        open.push(part);
-                    }
-                }
-                None => {
-                    let is_overlapped = !block.axes.is_empty() && block.run_bytes <= max_bytes;
-                    let fits = if is_overlapped { block.run_bytes.div_ceil(2) } else { max_bytes };
-                    let fits = (fits / block.elem_bytes).max(1) * block.elem_bytes;
-                    for start in (0..block.run_bytes).step_by(fits as usize) {
-                        let mut part = block.clone();
-                        part.source_byte += start;
-                        part.target_byte += start;
-                        part.run_bytes = fits.min(block.run_bytes - start);
-                        open.push(part);
-                    }
+        Parts { side, max_bytes, whole: Some(self), cuts: SmallVec::new() }
+    }
+
+    /// Where to cut a block that spans more than `max_bytes` on one side.
+    fn cut(self, side: Side, max_bytes: u64) -> Cut {
+        let span_bytes = self.span_bytes(side);
+        let reach = |axis: &Axis| (axis.len - 1) * axis.step_bytes(side);
+        let widest = (0..self.axes.len()).max_by_key(|&it| reach(&self.axes[it]));
+        // The run is cut where it is the widest and too long for any part, or where the axis's steps overlap in it.
+        let cut_axis = |&it: &usize| {
+            let is_whole = self.run_bytes <= max_bytes && self.axes[it].step_bytes(side) >= self.run_bytes;
+            is_whole || reach(&self.axes[it]) >= self.run_bytes
+        };
+        let axis = widest.filter(cut_axis);
+        let step = match axis {
+            Some(widest) => {
+                let axis = self.axes[widest];
+                let rest_bytes = span_bytes - reach(&axis);
+                // Where the other axes leave little room, filling it would make a part of every step: two axes that
+                // overlap would make millions. Halves keep the parts as square as they can be.
+                match rest_bytes > max_bytes / 2 {
+                    true => axis.len.div_ceil(2),
+                    false => (max_bytes - rest_bytes) / axis.step_bytes(side) + 1,
                 }
             }
-            open[first_open..].reverse();
-        }
-        done
+            None => {
+                let is_overlapped = !self.axes.is_empty() && self.run_bytes <= max_bytes;
+                let fits = if is_overlapped { self.run_bytes.div_ceil(2) } else { max_bytes };
+                (fits / self.elem_bytes).max(1) * self.elem_bytes
+            }
+        };
+        Cut { block: self, axis, step, next: 0 }
     }
 
     /// Copies the block. `source` and `target` start at the bytes that `source_byte` and `target_byte` count from.
@@ -280,6 +276,76 @@ impl Block {
                 source_byte -= (axis.len * axis.source_step_bytes) as usize;
                 target_byte -= (axis.len * axis.target_step_bytes) as usize;
             }
+        }
+    }
+}
+
+/// The parts that [`Block::split`] cuts, in order.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    side: Side,
+    max_bytes: u64,
+    whole: Option<Block>,
+    /// Blocks that are being cut, each a part of the one before.
+    cuts: SmallVec<[Cut; 4]>,
+}
+
+/// A block that is being cut along an axis, or along its run.
+#[derive(Clone, Debug)]
+struct Cut {
+    block: Block,
+    axis: Option<usize>,
+    /// Steps of the axis, or bytes of the run, in a part.
+    step: u64,
+    next: u64,
+}
+
+impl Cut {
+    fn next(&mut self) -> Option<Block> {
+        let len = self.axis.map_or(self.block.run_bytes, |it| self.block.axes[it].len);
+        let start = self.next;
+        if start >= len {
+            return None;
+        }
+        self.next += self.step;
+        let mut part = self.block.clone();
+        match self.axis {
+            Some(index) => {
+                let axis = &mut part.axes[index];
+                part.source_byte += start * axis.source_step_bytes;
+                part.target_byte += start * axis.target_step_bytes;
+                axis.len = self.step.min(len - start);
+                part.axes.retain(|it| it.len > 1);
+            }
+            None => {
+                part.source_byte += start;
+                part.target_byte += start;
+                part.run_bytes = self.step.min(len - start);
+            }
+        }
+        Some(part)
+    }
+}
+
+impl Iterator for Parts {
+    type Item = Block;
+
+    fn next(&mut self) -> Option<Block> {
+        loop {
+            let block = match self.whole.take() {
+                Some(whole) => whole,
+                None => match self.cuts.last_mut()?.next() {
+                    Some(part) => part,
+                    None => {
+                        self.cuts.pop();
+                        continue;
+                    }
+                },
+            };
+            if block.span_bytes(self.side) <= self.max_bytes {
+                return Some(block);
+            }
+            self.cuts.push(block.cut(self.side, self.max_bytes));
         }
     }
 }
@@ -355,7 +421,7 @@ mod tests {
         let layout = Layout::contiguous(DType::F32, &[3, 1, 4]).unwrap();
         let block = Block::within(&layout, &[0; 3], &Window::whole(layout.shape())).unwrap();
         assert_eq!((block.run_bytes, block.axes.len()), (48, 0));
-        assert_eq!(block.split(Side::Source, 20).len(), 3);
+        assert_eq!(block.split(Side::Source, 20).count(), 3);
     }
 
     #[test]
@@ -363,7 +429,7 @@ mod tests {
         let n = 1 << 22;
         let layout = Layout::strided(DType::U8, &[n, n], &[1, 1], 0).unwrap();
         let block = Block::within(&layout, &[0; 2], &Window::whole(layout.shape())).unwrap();
-        let parts = block.split(Side::Source, n);
+        let parts: Vec<Block> = block.split(Side::Source, n).collect();
         assert!(parts.len() <= 16, "{}", parts.len());
         assert_eq!(parts.iter().map(Block::len_bytes).sum::<u64>(), n * n);
     }

@@ -160,6 +160,14 @@ impl Layout {
         }
     }
 
+    /// The same strides over elements of another type.
+    ///
+    /// Fails if that makes more than 2⁶³ - 1 bytes.
+    pub fn with_dtype(&self, dtype: DType) -> Result<Layout> {
+        let layout = Layout::strided(dtype, &self.shape, &self.stride, self.offset_elems)?;
+        Ok(layout.with_view(self.conj, self.neg))
+    }
+
     /// The same tensor as it stands in memory after a load: row-major, resolved.
     pub fn loaded(&self) -> Layout {
         Layout::contiguous(self.dtype, &self.shape).expect("a shape that was checked")

@@ -1,0 +1,211 @@
+//! `unladen plan`: what a load would do and take. Reads headers only.
+
+use crate::{args::PlanArgs, human, out};
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use serde::Serialize;
+use unladen::{
+    LoadPlan, OpenCheckpoint, Result,
+    memory::Space,
+    plan::{Read, Step, Way},
+};
+
+pub(crate) fn run(args: &PlanArgs) -> Result<()> {
+    let checkpoint = unladen::open(&args.file)?;
+    let mut options = args.how.options();
+    let mut machine = checkpoint.machine(&options);
+    machine.free_host_bytes = args.free_host.unwrap_or(machine.free_host_bytes);
+    options.device_budget_bytes = options.device_budget_bytes.min(args.free_device.unwrap_or(u64::MAX));
+    let plan = LoadPlan::new(&checkpoint, &options, &machine)?;
+    let report = report(&checkpoint, &plan, options.host_budget_bytes, machine.free_host_bytes);
+    if args.json {
+        out::result(&serde_json::to_string(&report).expect("strings and numbers"));
+    } else {
+        print(&report);
+    }
+    let unused = options.casts.unused(checkpoint.tensors.iter().map(|it| it.name.as_str()));
+    unused.iter().for_each(|it| out::words(&format!("warning: no tensor matches `{it}`")));
+    checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
+    Ok(())
+}
+
+/// What is printed, sizes in bytes.
+#[derive(Serialize)]
+struct Report {
+    strategy: String,
+    device: String,
+    threads: usize,
+    tensors: usize,
+    /// Memory that stays.
+    weights_bytes: u64,
+    /// The most that the load holds in host memory besides.
+    overhead_bytes: u64,
+    /// Of which names, shapes, steps and stacks.
+    bookkeeping_bytes: u64,
+    /// `null`: none.
+    host_budget_bytes: Option<u64>,
+    predicted_host_peak_anon_bytes: u64,
+    predicted_device_peak_bytes: u64,
+    predicted_mapped_peak_bytes: u64,
+    free_host_bytes: Option<u64>,
+    read_bytes: u64,
+    files: Vec<FileLine>,
+    steps: Vec<Line>,
+}
+
+#[derive(Serialize)]
+struct FileLine {
+    path: String,
+    bytes: u64,
+    io: &'static str,
+}
+
+/// Consecutive steps of one kind.
+#[derive(Serialize)]
+struct Line {
+    step: &'static str,
+    count: u64,
+    bytes: u64,
+    what: String,
+}
+
+fn report(
+    checkpoint: &OpenCheckpoint,
+    plan: &LoadPlan,
+    host_budget_bytes: u64,
+    free_host_bytes: u64,
+) -> Report {
+    let predicted = plan.predicted();
+    let files = checkpoint.files.iter().zip(plan.io());
+    Report {
+        strategy: plan.strategy().to_string(),
+        device: plan.device().to_string(),
+        threads: plan.n_threads(),
+        tensors: plan.layouts().count(),
+        weights_bytes: plan.weights_bytes(),
+        overhead_bytes: plan.overhead_bytes(),
+        bookkeeping_bytes: plan.bookkeeping_bytes(),
+        host_budget_bytes: Some(host_budget_bytes).filter(|it| *it < u64::MAX),
+        predicted_host_peak_anon_bytes: predicted.host_anon_bytes,
+        predicted_device_peak_bytes: predicted.device_bytes,
+        predicted_mapped_peak_bytes: predicted.mapped_bytes,
+        free_host_bytes: Some(free_host_bytes).filter(|it| *it < u64::MAX),
+        read_bytes: plan.read_bytes(),
+        files: files
+            .map(|(file, io)| FileLine {
+                path: file.path.display().to_string(),
+                bytes: file.len_bytes,
+                io: io.name(),
+            })
+            .collect(),
+        steps: lines(plan),
+    }
+}
+
+fn lines(plan: &LoadPlan) -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
+    for step in plan.steps() {
+        let line = line(step);
+        match lines.last_mut().filter(|last| last.step == line.step && last.what == line.what) {
+            Some(last) => {
+                last.count += 1;
+                last.bytes += line.bytes;
+            }
+            None => lines.push(line),
+        }
+    }
+    lines
+}
+
+fn line(step: &Step) -> Line {
+    let line = |step, bytes, what: String| Line { step, count: 1, bytes, what };
+    match step {
+        Step::Reserve { space, len_bytes, owner, .. } => {
+            let space = match space {
+                Space::Host | Space::Staging | Space::Bookkeeping => "host",
+                Space::Device => "device",
+                Space::Mapped => "mapped",
+            };
+            line("reserve", *len_bytes, format!("{owner} ({space})"))
+        }
+        Step::Adopt { .. } => line("adopt", 0, "the caller's memory".to_owned()),
+        Step::Map { len_bytes, .. } => line("map", *len_bytes, "a file".to_owned()),
+        Step::Fill(fills) => {
+            line("fill", fills.iter().map(|it| it.target.len_bytes).sum(), "initial values".to_owned())
+        }
+        Step::Stream { staging, chunk_bytes, placed, reads } => line(
+            "stream",
+            reads.iter().map(|it| it.len_bytes).sum(),
+            how(staging.len(), *chunk_bytes, placed.is_some(), reads),
+        ),
+        Step::Populate { ranges, .. } => {
+            line("populate", ranges.iter().map(|it| it.end - it.start).sum(), "pages of a mapping".to_owned())
+        }
+        Step::Copy(copy) => line("copy", copy.target.len_bytes, "from memory to memory".to_owned()),
+        Step::Release(_) => line("release", 0, String::new()),
+        Step::HandOver { layout, .. } => line("hand over", layout.len_bytes(), "a tensor".to_owned()),
+    }
+}
+
+/// `2 in place, 819 cast or resolved; chunks of 256 KiB through 2 buffers, pages put in place`.
+fn how(n_buffers: usize, chunk_bytes: u64, is_placed: bool, reads: &[Read]) -> String {
+    let count = |is_it: &dyn Fn(&Way) -> bool| reads.iter().filter(|it| is_it(&it.way)).count();
+    let kinds = [
+        (count(&|it| matches!(it, Way::Plain)), "as they are"),
+        (count(&|it| matches!(it, Way::Elements(change) if change.is_nothing())), "by way of a buffer"),
+        (count(&|it| matches!(it, Way::Elements(change) if !change.is_nothing())), "changed"),
+        (count(&|it| matches!(it, Way::Parts(_))), "of several tensors, changed"),
+        (count(&|it| matches!(it, Way::Gather(_))), "brought into order"),
+    ];
+    let kinds = kinds.iter().filter(|(n, _)| *n > 0).map(|(n, kind)| format!("{n} {kind}"));
+    let mut words = format!("reads: {}", kinds.collect::<Vec<_>>().join(", "));
+    if n_buffers > 0 {
+        words += &format!("; chunks of {} through {n_buffers} buffers", human::bytes(chunk_bytes));
+    }
+    if is_placed {
+        words += ", pages put in place untouched";
+    }
+    words
+}
+
+fn print(report: &Report) {
+    let mut table = Table::new();
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
+        .set_header(["step", "times", "bytes", "what"]);
+    for line in report.steps.iter().filter(|it| !(it.step == "reserve" && it.bytes == 0)) {
+        let bytes = if line.bytes == 0 { String::new() } else { human::bytes(line.bytes) };
+        table.add_row([line.step.to_owned(), line.count.to_string(), bytes, line.what.clone()]);
+    }
+    for column in table.column_iter_mut().skip(1).take(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    out::result(&table.trim_fmt());
+    let mut paths: Vec<(&str, usize, u64)> = Vec::new();
+    for file in &report.files {
+        match paths.iter_mut().find(|(io, ..)| *io == file.io) {
+            Some((_, n, bytes)) => (*n, *bytes) = (*n + 1, *bytes + file.bytes),
+            None => paths.push((file.io, 1, file.bytes)),
+        }
+    }
+    let paths = paths.iter().map(|(io, n, bytes)| format!("{io} ({n} files, {})", human::bytes(*bytes)));
+    let budget = report
+        .host_budget_bytes
+        .map_or("no budget".to_owned(), |it| format!("a budget of {}", human::bytes(it)));
+    let rows = [
+        ("strategy", format!("{} to {}, {} threads", report.strategy, report.device, report.threads)),
+        ("input", paths.collect::<Vec<_>>().join(", ")),
+        ("weights", format!("{} in {} tensors", human::bytes(report.weights_bytes), report.tensors)),
+        (
+            "overhead",
+            format!(
+                "{} of {budget}, {} of it names, shapes and stacks",
+                human::bytes(report.overhead_bytes),
+                human::bytes(report.bookkeeping_bytes)
+            ),
+        ),
+        ("host peak", human::bytes(report.predicted_host_peak_anon_bytes)),
+        ("device peak", human::bytes(report.predicted_device_peak_bytes)),
+        ("mapped peak", human::bytes(report.predicted_mapped_peak_bytes)),
+    ];
+    rows.iter().for_each(|(name, value)| out::result(&format!("{name:<12} {value}")));
+}

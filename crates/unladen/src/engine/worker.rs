@@ -1,0 +1,231 @@
+//! What one thread does with a piece of a file: reads it, changes it, puts it where it belongs.
+
+use super::{Io, stream::Piece};
+use crate::{
+    cast::cast,
+    error::{Error, Fault, Result},
+    io_path::IoPath,
+    memory::{HostBuffer, PAGE_BYTES, Placing},
+    plan::{Change, Gather, PLACED_BYTES, Part, Way},
+    source::FileSource,
+    tensor::{FileId, Side},
+};
+use std::sync::Arc;
+
+/// What every worker looks at.
+pub(super) struct Common<'r> {
+    /// By file.
+    pub(super) paths: &'r [IoPath],
+    pub(super) chunk_bytes: u64,
+    pub(super) io: Io<'r>,
+}
+
+/// What one thread has for itself.
+pub(super) struct Worker<'s> {
+    staging: Staging<'s>,
+    file: Option<(FileId, Arc<FileSource>)>,
+}
+
+/// A staging buffer.
+struct Staging<'s> {
+    /// For bytes as the file has them. Starts at a page.
+    source: &'s mut [u8],
+    /// For elements that were cast. Starts at a page.
+    cast: &'s mut [u8],
+}
+
+impl<'s> Worker<'s> {
+    /// `source_room`: how much of the buffer is for bytes as the file has them.
+    pub(super) fn new(buffer: Option<&'s mut HostBuffer>, source_room: usize) -> Worker<'s> {
+        let bytes = buffer.map(HostBuffer::as_mut_slice).unwrap_or_default();
+        let (source, cast) = bytes.split_at_mut(source_room.min(bytes.len()));
+        Worker { staging: Staging { source, cast }, file: None }
+    }
+
+    /// Brings a piece to its target. `placing`: the target's pages have not been touched, and must not be.
+    pub(super) fn bring(
+        &mut self,
+        piece: Piece<'_, '_>,
+        placing: Option<&Placing>,
+        common: &Common<'_>,
+    ) -> Result<()> {
+        let Piece { file, start_byte, len_bytes, target, way, .. } = piece;
+        let place = Read { file: self.open(file, common)?, path: common.path(file), start_byte, len_bytes };
+        match way {
+            Way::Plain => self.staging.plain(&place, target, placing)?,
+            Way::Elements(change) => self.staging.elements(&place, change, target, placing)?,
+            Way::Parts(parts) => self.staging.parts(&place, parts, target)?,
+            Way::Gather(gathers) => {
+                for gather in gathers {
+                    let file = self.open(gather.file, common)?;
+                    self.staging.gather(&file, gather, target, common)?;
+                }
+                return place.file.check_unchanged();
+            }
+        }
+        common.io.progress.add(len_bytes);
+        // Files of a large folder do not stay open until the end of the load.
+        place.file.check_unchanged()
+    }
+
+    /// A file, kept until another is asked for.
+    fn open(&mut self, file: FileId, common: &Common<'_>) -> Result<Arc<FileSource>> {
+        if let Some((open, source)) = &self.file
+            && *open == file
+        {
+            return Ok(Arc::clone(source));
+        }
+        let source = common.io.files.get(file.0 as usize)?;
+        self.file = Some((file, Arc::clone(&source)));
+        Ok(source)
+    }
+}
+
+impl Common<'_> {
+    fn path(&self, file: FileId) -> IoPath {
+        self.paths.get(file.0 as usize).copied().unwrap_or_default()
+    }
+}
+
+/// Bytes of a file, and how to read them.
+struct Read {
+    file: Arc<FileSource>,
+    path: IoPath,
+    start_byte: u64,
+    len_bytes: u64,
+}
+
+impl Staging<'_> {
+    /// Bytes as they are.
+    fn plain(&mut self, read: &Read, target: &mut [u8], placing: Option<&Placing>) -> Result<()> {
+        let Some(placing) = placing else {
+            return read.file.read(read.path, read.start_byte, target, read.len_bytes as usize);
+        };
+        let mut left_bytes = read.len_bytes as usize;
+        let mut start_byte = read.start_byte;
+        // The size of a processor's cache: what was read is still in it when it is put in place.
+        for target in target.chunks_mut(PLACED_BYTES as usize) {
+            let len_bytes = left_bytes.min(target.len());
+            let source = self.source.get_mut(..target.len()).ok_or_else(too_small)?;
+            read.file.read(read.path, start_byte, source, len_bytes)?;
+            source[len_bytes..].fill(0);
+            place(placing, target, source, read)?;
+            left_bytes -= len_bytes;
+            start_byte += len_bytes as u64;
+        }
+        Ok(())
+    }
+
+    /// Whole elements of one tensor.
+    fn elements(
+        &mut self,
+        read: &Read,
+        change: &Change,
+        target: &mut [u8],
+        placing: Option<&Placing>,
+    ) -> Result<()> {
+        let source = fill(self.source, read)?;
+        change.resolve.apply(change.from, source);
+        let len_bytes = change.target_bytes(read.len_bytes) as usize;
+        let Some(placing) = placing else {
+            let (target, _) = target.split_at_mut_checked(len_bytes).ok_or_else(too_small)?;
+            convert(change, source, target);
+            return Ok(());
+        };
+        let room_bytes = target.len();
+        let placed = if change.from == change.to {
+            // Staging has a page to spare, and the bytes start where it does: nothing is placed that was read directly.
+            self.source.get_mut(..room_bytes)
+        } else {
+            let cast = self.cast.get_mut(..room_bytes).ok_or_else(too_small)?;
+            convert(change, source, &mut cast[..len_bytes]);
+            Some(cast)
+        };
+        let placed = placed.ok_or_else(too_small)?;
+        placed[len_bytes..].fill(0);
+        place(placing, target, placed, read)
+    }
+
+    /// Several small tensors.
+    fn parts(&mut self, read: &Read, parts: &[Part], target: &mut [u8]) -> Result<()> {
+        let bytes = fill(self.source, read)?;
+        for part in parts {
+            let source = bytes.get_mut(part.source_byte as usize..).ok_or_else(too_small)?;
+            let source = source.get_mut(..part.len_bytes as usize).ok_or_else(too_small)?;
+            let len_bytes = part.change.target_bytes(u64::from(part.len_bytes)) as usize;
+            let target = target.get_mut(part.target_byte as usize..).ok_or_else(too_small)?;
+            let target = target.get_mut(..len_bytes).ok_or_else(too_small)?;
+            part.change.resolve.apply(part.change.from, source);
+            convert(&part.change, source, target);
+        }
+        Ok(())
+    }
+
+    /// A box of elements, brought into order.
+    fn gather(
+        &mut self,
+        file: &Arc<FileSource>,
+        gather: &Gather,
+        target: &mut [u8],
+        common: &Common<'_>,
+    ) -> Result<()> {
+        let Gather { block, change, .. } = gather;
+        let path = common.path(gather.file);
+        let chunk_bytes = change.target_bytes(common.chunk_bytes);
+        for mut part in block.clone().split(Side::Source, block.read_limit(chunk_bytes)) {
+            common.io.progress.check(common.io.path)?;
+            let read = Read {
+                file: Arc::clone(file),
+                path,
+                start_byte: gather.start_byte + change.source_bytes(part.source_byte),
+                len_bytes: change.source_bytes(part.span_bytes(Side::Source)),
+            };
+            let source = fill(self.source, &read)?;
+            change.resolve.apply(change.from, source);
+            part.source_byte = 0;
+            if change.from == change.to {
+                part.gather(source, target);
+            } else {
+                let len_bytes = change.target_bytes(read.len_bytes) as usize;
+                let cast = self.cast.get_mut(..len_bytes).ok_or_else(too_small)?;
+                convert(change, source, cast);
+                part.gather(cast, target);
+            }
+            common.io.progress.add(change.source_bytes(part.len_bytes()));
+        }
+        Ok(())
+    }
+}
+
+/// Reads into a staging buffer; returns the bytes that were asked for. What comes past the page cache comes in whole pages.
+fn fill<'b>(buffer: &'b mut [u8], read: &Read) -> Result<&'b mut [u8]> {
+    let lead_bytes = match read.path {
+        IoPath::Direct | IoPath::Mixed => read.start_byte % PAGE_BYTES,
+        IoPath::Buffered | IoPath::DropBehind => 0,
+    };
+    let need_bytes = (lead_bytes + read.len_bytes) as usize;
+    let room = need_bytes.next_multiple_of(PAGE_BYTES as usize).min(buffer.len());
+    let (bytes, _) = buffer.split_at_mut_checked(room.max(need_bytes)).ok_or_else(too_small)?;
+    read.file.read(read.path, read.start_byte - lead_bytes, bytes, need_bytes)?;
+    Ok(&mut bytes[lead_bytes as usize..need_bytes])
+}
+
+/// Casts, or copies what is not cast.
+fn convert(change: &Change, source: &[u8], target: &mut [u8]) {
+    match change.from == change.to {
+        true => target.copy_from_slice(source),
+        false => cast(change.from, change.to, source, target),
+    }
+}
+
+fn place(placing: &Placing, target: &mut [u8], source: &[u8], read: &Read) -> Result<()> {
+    let placed = placing.place(target, source);
+    placed.map_err(|error| {
+        Error::io_at(&read.file.stamp().path, "put in place what was read", read.start_byte, error)
+    })
+}
+
+/// A plan that contradicts itself.
+fn too_small() -> Error {
+    Fault::new("a plan whose staging and targets hold what it reads", "less").mismatch()
+}

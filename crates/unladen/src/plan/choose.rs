@@ -1,0 +1,269 @@
+//! Finds the plan that fits: tries the ways of loading and the sizes of staging, and says what would fit if none does.
+
+use super::{
+    Intent, LoadPlan, Machine, PlanOptions, Strategy,
+    items::{Item, items},
+    size::bookkeeping_bytes,
+    steps::{Ring, Step, Steps},
+    strategy::{self, Generator},
+};
+use crate::{
+    checkpoint::Checkpoint,
+    device::Device,
+    error::{Error, Limit, Result},
+    io_path::IoPath,
+    memory::{Peaks, Space},
+    tensor::TensorId,
+};
+
+/// More than any machine addresses, and far enough below 2⁶⁴ that no sum of a plan overflows.
+const MAX_PLAN_BYTES: u64 = 1 << 56;
+
+/// What a staging buffer takes of a file at least: reads below this are slow.
+const MIN_CHUNK_BYTES: u64 = 64 << 10;
+
+/// What it takes at most from the page cache: more does not make strided copies faster.
+const MAX_CHUNK_BYTES: u64 = 1 << 20;
+
+/// What it takes at most from a disk, several being in flight.
+const MAX_DIRECT_CHUNK_BYTES: u64 = 4 << 20;
+
+/// Threads beyond this do not make a warm file come faster.
+const MAX_THREADS: usize = 8;
+
+/// Reads that a disk wants in flight at least.
+const MIN_DIRECT_THREADS: usize = 4;
+
+pub(super) fn plan(checkpoint: &Checkpoint, options: &PlanOptions, machine: &Machine) -> Result<LoadPlan> {
+    let request = Request::new(checkpoint, options, machine)?;
+    match options.strategy {
+        Some(strategy) => request.plan(strategy),
+        None => request.fastest(),
+    }
+}
+
+pub(super) fn plan_into_caller_memory(
+    checkpoint: &Checkpoint,
+    options: &PlanOptions,
+    machine: &Machine,
+) -> Result<LoadPlan> {
+    Request::new(checkpoint, options, machine)?
+        .plan_with(Strategy::Stream, |generator| strategy::steps_into_caller_memory(generator))
+}
+
+struct Request<'a> {
+    checkpoint: &'a Checkpoint,
+    options: &'a PlanOptions,
+    machine: &'a Machine,
+    items: Vec<Item>,
+}
+
+impl<'a> Request<'a> {
+    fn new(
+        checkpoint: &'a Checkpoint,
+        options: &'a PlanOptions,
+        machine: &'a Machine,
+    ) -> Result<Request<'a>> {
+        let items = items(checkpoint, &options.casts)?;
+        let needed_bytes = items.iter().map(Item::len_bytes).fold(0, u64::saturating_add);
+        let request = Request { checkpoint, options, machine, items };
+        if needed_bytes > MAX_PLAN_BYTES {
+            let what = options.strategy.map_or("any strategy", Strategy::name);
+            let largest = request.largest();
+            return Err(over(checkpoint, Limit::AddressSpace, what, largest, needed_bytes, MAX_PLAN_BYTES));
+        }
+        Ok(request)
+    }
+
+    /// The largest tensor.
+    fn largest(&self) -> Option<TensorId> {
+        self.items.iter().max_by_key(|item| item.len_bytes()).map(|item| item.tensor)
+    }
+
+    /// The plan with the least work among those that fit; if there is none, the error of the one that needs least.
+    fn fastest(&self) -> Result<LoadPlan> {
+        let mut best: Option<LoadPlan> = None;
+        let mut least: Option<Error> = None;
+        let needed = |error: &Error| match error {
+            Error::OverBudget { needed_bytes, .. } => *needed_bytes,
+            _ => 0,
+        };
+        for strategy in
+            Strategy::all().filter(|it| it.is_private() || self.options.intent == Intent::ReadOnly)
+        {
+            match self.plan(strategy) {
+                Ok(plan) if best.as_ref().is_none_or(|best| cost(&plan) < cost(best)) => best = Some(plan),
+                Ok(_) => {}
+                Err(error) if least.as_ref().is_none_or(|least| needed(&error) < needed(least)) => {
+                    least = Some(error);
+                }
+                Err(_) => {}
+            }
+        }
+        best.ok_or_else(|| least.expect("a strategy that fits or one that does not"))
+    }
+
+    fn plan(&self, strategy: Strategy) -> Result<LoadPlan> {
+        self.plan_with(strategy, |generator| strategy::steps(generator, strategy))
+    }
+
+    /// The plan with the largest staging that fits the budgets.
+    fn plan_with(
+        &self,
+        strategy: Strategy,
+        generate: impl Fn(&Generator<'_>) -> Result<Steps>,
+    ) -> Result<LoadPlan> {
+        let mut leanest: Option<LoadPlan> = None;
+        for ring in self.rings() {
+            let generator = Generator {
+                checkpoint: self.checkpoint,
+                items: &self.items,
+                machine: self.machine,
+                ring,
+                populates: self.options.intent == Intent::ReadOnly && self.fits_mapped(),
+            };
+            let plan = self.sized(generate(&generator)?, strategy, ring);
+            if plan.overhead_bytes() <= self.options.host_budget_bytes {
+                return self.check_rest(plan);
+            }
+            if leanest.as_ref().is_none_or(|it| plan.overhead_bytes() < it.overhead_bytes()) {
+                leanest = Some(plan);
+            }
+        }
+        let plan = leanest.expect("one size of staging at least");
+        let (needed_bytes, budget_bytes) = (plan.overhead_bytes(), self.options.host_budget_bytes);
+        Err(over(
+            self.checkpoint,
+            Limit::HostBudget,
+            plan.strategy.name(),
+            largest(&plan).or(self.largest()),
+            needed_bytes,
+            budget_bytes,
+        ))
+    }
+
+    /// Sizes of staging from the fastest to the leanest. They do not depend on the budget, so that the leanest tells the
+    /// smallest budget.
+    fn rings(&self) -> impl Iterator<Item = Ring> {
+        let is_direct = self.machine.io.iter().any(|it| matches!(it, IoPath::Direct | IoPath::Mixed));
+        let suggested = self.machine.n_cores.clamp(1, MAX_THREADS);
+        let suggested = if is_direct { suggested.max(MIN_DIRECT_THREADS) } else { suggested };
+        let n_threads = self.options.n_threads.unwrap_or(suggested).max(1);
+        let largest = if is_direct { MAX_DIRECT_CHUNK_BYTES } else { MAX_CHUNK_BYTES };
+        let chunks =
+            std::iter::successors(Some(largest), |it| Some(it / 2)).take_while(|it| *it >= MIN_CHUNK_BYTES);
+        let places_pages = self.machine.places_pages;
+        let wide = chunks.map(move |chunk_bytes| Ring { n_threads, chunk_bytes, places_pages });
+        let fewer = std::iter::successors(Some(n_threads), |it| Some(it / 2)).take_while(|it| *it >= 1);
+        let narrow =
+            fewer.map(|n_threads| Ring { n_threads, chunk_bytes: MIN_CHUNK_BYTES, places_pages: false });
+        wide.chain(narrow)
+    }
+
+    /// True if all that could be mapped fits into memory beside nothing else.
+    fn fits_mapped(&self) -> bool {
+        let mapped_bytes: u64 = self.checkpoint.files.iter().map(|it| it.len_bytes).sum();
+        mapped_bytes <= self.machine.free_host_bytes
+    }
+
+    /// Adds up what a plan takes.
+    fn sized(&self, steps: Steps, strategy: Strategy, ring: Ring) -> LoadPlan {
+        let n_slots = steps.n_slots();
+        let steps = steps.into_vec();
+        let mut plan = LoadPlan {
+            bookkeeping_bytes: bookkeeping_bytes(self.checkpoint, &steps, ring.n_threads),
+            steps,
+            n_slots,
+            strategy,
+            device: self.options.device,
+            n_threads: ring.n_threads,
+            io: self.machine.io.clone(),
+            predicted: Peaks::default(),
+            weights_bytes: 0,
+        };
+        let mut peaks = Peaks::default();
+        let mut weights_bytes = 0;
+        // Held from the first step on, and if there is none.
+        peaks.raise(plan.held_before(), plan.device == Device::Host);
+        for held in plan.walk() {
+            peaks.raise(held, plan.device == Device::Host);
+            weights_bytes = held.device_bytes;
+        }
+        (plan.predicted, plan.weights_bytes) = (peaks, weights_bytes);
+        plan
+    }
+
+    /// Checks what staging cannot change: the device's budget and the memory that there is.
+    fn check_rest(&self, plan: LoadPlan) -> Result<LoadPlan> {
+        let what = plan.strategy.name();
+        let (needed_bytes, budget_bytes) = (plan.predicted.device_bytes, self.options.device_budget_bytes);
+        if needed_bytes > budget_bytes {
+            return Err(over(
+                self.checkpoint,
+                Limit::DeviceBudget,
+                what,
+                self.largest(),
+                needed_bytes,
+                budget_bytes,
+            ));
+        }
+        let needed_bytes = needed_of_machine_bytes(plan.predicted);
+        if needed_bytes > self.machine.free_host_bytes {
+            let free_bytes = self.machine.free_host_bytes;
+            return Err(over(
+                self.checkpoint,
+                Limit::FreeMemory,
+                what,
+                self.largest(),
+                needed_bytes,
+                free_bytes,
+            ));
+        }
+        Ok(plan)
+    }
+}
+
+/// Anonymous memory, and the page tables for it and for what is mapped: 8 bytes a page.
+fn needed_of_machine_bytes(peaks: Peaks) -> u64 {
+    peaks.host_anon_bytes + (peaks.host_anon_bytes + peaks.mapped_bytes) / 512
+}
+
+/// Bytes that pass through a processor, more or less: those of a mapping cost next to nothing until they are touched.
+fn cost(plan: &LoadPlan) -> u64 {
+    let of_step = |step: &Step| match step {
+        Step::Reserve { len_bytes, space, .. } if *space != Space::Staging => *len_bytes,
+        Step::Map { len_bytes, .. } => len_bytes / 32,
+        Step::Fill(fills) => fills.iter().map(|it| it.target.len_bytes).sum(),
+        Step::Stream { reads, .. } => reads.iter().map(|it| it.len_bytes).sum(),
+        Step::Copy(copy) => 2 * copy.source.len_bytes,
+        _ => 0,
+    };
+    plan.steps.iter().map(of_step).sum()
+}
+
+/// The tensor that the most memory besides the weights is for.
+fn largest(plan: &LoadPlan) -> Option<TensorId> {
+    let of_tensors = plan.steps.iter().filter_map(|step| match step {
+        Step::Reserve { len_bytes, tensor: Some(tensor), .. } => Some((*len_bytes, *tensor)),
+        _ => None,
+    });
+    of_tensors.max().map(|(_, tensor)| tensor)
+}
+
+fn over(
+    checkpoint: &Checkpoint,
+    limit: Limit,
+    what: &str,
+    tensor: Option<TensorId>,
+    needed_bytes: u64,
+    available_bytes: u64,
+) -> Error {
+    Error::OverBudget {
+        path: checkpoint.path.clone(),
+        tensor: tensor.map(|it| checkpoint.tensor(it).name.clone()),
+        limit,
+        what: what.to_owned(),
+        needed_bytes,
+        available_bytes,
+    }
+}

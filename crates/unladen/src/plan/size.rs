@@ -1,0 +1,48 @@
+//! What a load holds besides weights and staging: names, shapes, steps, stacks. An estimate that is never under, so that
+//! the budget is kept.
+
+use super::steps::{Gather, Part, Read, Step, Way};
+use crate::checkpoint::Checkpoint;
+
+/// The stack of each thread that a load starts.
+pub const STACK_BYTES: u64 = 128 << 10;
+
+/// What any process takes for the first time while it loads: pages of its allocator, of its libraries' data and of its own
+/// stack, and what the kernel's counters are late by.
+const PROCESS_BYTES: u64 = 1 << 20;
+
+/// What a tensor takes in the state dict and on the way there, its name apart.
+const BYTES_PER_TENSOR: u64 = 512;
+
+/// Bytes that the checkpoint's tables, the plan, the state dict and the threads take.
+pub(super) fn bookkeeping_bytes(checkpoint: &Checkpoint, steps: &[Step], n_threads: usize) -> u64 {
+    let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
+    let state = names + checkpoint.tensors.len() as u64 * BYTES_PER_TENSOR;
+    let stacks = (n_threads.max(1) as u64 - 1) * STACK_BYTES;
+    PROCESS_BYTES + opening_bytes(checkpoint) + steps_bytes(steps) + state + stacks
+}
+
+/// Bytes that opening took at most, and that the checkpoint's tables take still.
+fn opening_bytes(checkpoint: &Checkpoint) -> u64 {
+    let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
+    let tables = size_of_val(&checkpoint.tensors[..]) + size_of_val(&checkpoint.storages[..]);
+    3 * (names + tables as u64)
+}
+
+/// Bytes of the steps on the heap.
+fn steps_bytes(steps: &[Step]) -> u64 {
+    let of_read = |read: &Read| match &read.way {
+        Way::Plain | Way::Elements(_) => 0,
+        Way::Parts(parts) => parts.capacity() * size_of::<Part>(),
+        Way::Gather(gathers) => gathers.capacity() * size_of::<Gather>(),
+    };
+    let of_step = |step: &Step| match step {
+        Step::Stream { reads, .. } => {
+            reads.capacity() * size_of::<Read>() + reads.iter().map(of_read).sum::<usize>()
+        }
+        Step::Fill(fills) => fills.capacity() * size_of::<super::Fill>(),
+        _ => 0,
+    };
+    // The vector of steps may have grown to twice its length.
+    (2 * size_of_val(steps) + steps.iter().map(of_step).sum::<usize>()) as u64
+}
