@@ -48,7 +48,7 @@ pub(super) fn plan_into_caller_memory(
     machine: &Machine,
 ) -> Result<LoadPlan> {
     Request::new(checkpoint, options, machine)?
-        .plan_with(Strategy::Stream, |generator| strategy::steps_into_caller_memory(generator))
+        .plan_with(Strategy::Stream, strategy::steps_into_caller_memory)
 }
 
 struct Request<'a> {

@@ -95,7 +95,7 @@ pub(super) fn state_dict(
     };
     let starts: Vec<Place> =
         groups.into_iter().map(|group| state.put(group, checkpoint, io, [pages, rest])).collect();
-    let place = |(group, offset_bytes): (usize, u64)| {
+    let place = |(group, offset_bytes): Member| {
         let start = starts.get(group).copied().unwrap_or(Place { slot: rest, start_byte: 0 });
         Place { start_byte: start.start_byte + offset_bytes, ..start }
     };
@@ -152,12 +152,11 @@ fn past_cache(path: IoPath) -> bool {
     matches!(path, IoPath::Direct | IoPath::Mixed)
 }
 
+/// The group that an item comes with, and where it lies in it.
+type Member = (usize, u64);
+
 /// Which items come together, in file order; and for each item its group and its place in it. Empty items are in none.
-fn groups(
-    checkpoint: &Checkpoint,
-    items: &[Item],
-    chunk_bytes: u64,
-) -> Result<(Vec<Group>, Vec<(usize, u64)>)> {
+fn groups(checkpoint: &Checkpoint, items: &[Item], chunk_bytes: u64) -> Result<(Vec<Group>, Vec<Member>)> {
     let mut in_order: Vec<(FileId, u64, usize)> = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate().filter(|(_, item)| item.len_bytes() > 0) {
         let first = checkpoint.pieces(item.tensor).next();
