@@ -50,8 +50,9 @@ pub(crate) struct HowArgs {
     #[arg(long, default_value = "auto", value_parser = choice)]
     pub(crate) strategy: Choice,
     /// What will happen to the weights: private (they may be written to) or read-only (the file's own pages will do).
-    #[arg(long, default_value = "private", value_parser = intent)]
-    pub(crate) intent: Intent,
+    /// By default private, but read-only for `gpt2`, which only reads.
+    #[arg(long, value_parser = intent)]
+    pub(crate) intent: Option<Intent>,
     /// Where the weights go.
     #[arg(long, default_value = "host", value_parser = device)]
     pub(crate) device: Device,
@@ -83,13 +84,14 @@ pub(crate) enum Choice {
 }
 
 impl HowArgs {
-    pub(crate) fn options(&self) -> PlanOptions {
+    /// `intent`: the one that the command has unless the user names another.
+    pub(crate) fn options(&self, intent: Intent) -> PlanOptions {
         PlanOptions {
             strategy: match self.strategy {
                 Choice::Auto => None,
                 Choice::Named(strategy) => Some(strategy),
             },
-            intent: self.intent,
+            intent: self.intent.unwrap_or(intent),
             device: self.device,
             host_budget_bytes: self.host_budget,
             device_budget_bytes: self.device_budget,

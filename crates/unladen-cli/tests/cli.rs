@@ -180,6 +180,80 @@ fn load_tells_what_every_strategy_took_and_the_ledger_is_the_prediction() {
 }
 
 #[test]
+fn auto_takes_what_suits_the_intent_and_says_so() {
+    let path = gpt2("notebook.safetensors");
+    let of = |words: &str| ok_json(&format!("load --json --digest {words}"), &[&path]);
+    let (private, read_only, refilled) = (of(""), of("--intent read-only --touch"), of("--refill"));
+    let strategies = [&private, &read_only, &refilled].map(|it| it["strategy"].as_str().unwrap().to_owned());
+    assert_eq!(strategies, ["stream", "mmap", "existing"]);
+    assert_eq!(private["digest"], read_only["digest"]);
+    assert_eq!(private["digest"], refilled["digest"]);
+    assert_eq!((&private["io"], &read_only["weights_bytes"]), (&json!("buffered"), &json!(0)));
+    let direct = of("--io direct");
+    assert_eq!((&direct["io"], &direct["digest"]), (&json!("direct"), &private["digest"]));
+}
+
+#[test]
+fn a_budget_that_is_too_small_names_the_smallest_that_works_and_that_one_does() {
+    let path = gpt2("notebook.safetensors");
+    for words in ["", "--strategy per-tensor", "--strategy naive", "--dtype bf16", "--intent read-only"] {
+        let failed = fails(1, &format!("load --host-budget 1000 {words}"), &[&path]);
+        let needed: u64 = failed.split("of ").find_map(|it| it.split(" bytes").next()?.parse().ok()).unwrap();
+        assert!(failed.contains("a host budget") && failed.contains("1000 are allowed"), "{failed}");
+        let row = ok_json(&format!("load --json {words} --host-budget {needed}"), &[&path]);
+        assert_eq!(row["host_budget_bytes"], json!(needed));
+        let failed = fails(1, &format!("load --host-budget {} {words}", needed - 1), &[&path]);
+        assert!(failed.contains(&needed.to_string()), "{failed}");
+    }
+    let failed = fails(1, "load --device-budget 100KiB", &[&path]);
+    assert!(failed.contains("a device budget") && failed.contains("tensor `"), "{failed}");
+    fails(2, "load --host-budget much", &[&path]);
+}
+
+#[test]
+fn a_plan_says_what_a_load_then_does_and_reads_no_tensor() {
+    let path = gpt2("notebook.safetensors");
+    for words in ["", "--strategy per-tensor", "--intent read-only", "--dtype f16 --threads 2", "--strategy sequential"] {
+        let plan = ok_json(&format!("plan --json {words}"), &[&path]);
+        let row = ok_json(&format!("load --json {words}"), &[&path]);
+        let keys =
+            ["strategy", "predicted_host_peak_anon_bytes", "predicted_device_peak_bytes", "weights_bytes", "tensors"];
+        for key in keys {
+            assert_eq!(plan[key], row[key], "{words} {key}");
+        }
+        assert_eq!(plan["files"][0]["io"], row["io"]);
+    }
+    let (table, _) = ok("plan", &[&path]);
+    for word in ["reserve", "stream", "hand over", "overhead", "a budget of 64.0 MiB", "buffered"] {
+        assert!(table.contains(word), "{word}: {table}");
+    }
+    // For a machine that is smaller than this one.
+    let failed = fails(1, "plan --free-host 100KiB", &[&path]);
+    assert!(failed.contains("free memory"), "{failed}");
+    assert!(fails(1, "plan --free-device 100KiB", &[&path]).contains("a device budget"));
+
+    // 4 TB that are a hole: nothing is read, and no machine has the memory.
+    let folder = TempDir::new().unwrap();
+    let huge = folder.path().join("huge.safetensors");
+    zeros(&huge, &[("t", &[1 << 20, 1 << 20])]);
+    let plan = ok_json("plan --json --free-host 100TiB", &[&huge]);
+    assert_eq!(plan["weights_bytes"], json!((4u64 << 40) + 4096));
+    assert!(fails(1, "load", &[&huge]).contains("free memory"));
+}
+
+#[test]
+fn casts_change_what_their_rules_name() {
+    let path = gpt2("notebook.safetensors");
+    let whole = ok_json("load --json", &[&path])["bytes"].as_u64().unwrap();
+    assert_eq!(ok_json("load --json --dtype bf16", &[&path])["bytes"], json!(whole / 2));
+    let some = ok_json("load --json --dtype *.weight=f16,keep", &[&path])["bytes"].as_u64().unwrap();
+    assert!(whole / 2 < some && some < whole, "{some}");
+    let (_, words) = ok("load --json --dtype nothing.like.this=f16", &[&path]);
+    assert!(words.contains("nothing.like.this"), "{words}");
+    assert!(fails(2, "load --dtype b16", &[&path]).contains("bf16"));
+}
+
+#[test]
 fn a_tour_of_the_formats_keeps_the_digest() {
     for (name, stations) in [
         ("state_dict.pt", &["b.safetensors", "c", "d.pth", "e/", "f.safetensors", "g.pth"][..]),

@@ -6,7 +6,7 @@ use crate::{
     human, out, watch,
 };
 use std::{path::Path, time::Instant};
-use unladen::{Loaded, Result, RunOptions, error::Fault, save as saving};
+use unladen::{Intent, Loaded, Result, RunOptions, error::Fault, save as saving};
 
 pub(crate) fn save(args: &SaveArgs) -> Result<()> {
     let format = saving::format_for_path(&args.output, args.to)?;
@@ -67,7 +67,7 @@ fn load(path: &Path, how: &HowArgs, heads: Option<usize>) -> Result<(Loaded<'sta
             .in_file(path)
     })?;
     let began = Instant::now();
-    let plan = checkpoint.plan(&how.options())?;
+    let plan = checkpoint.plan(&how.options(Intent::ReadOnly))?;
     let options = RunOptions { progress: Some(watch::progress()), ..RunOptions::default() };
     let loaded = watch::with_bar("loading", || checkpoint.run(&plan, options))?;
     let strategy = plan.strategy();

@@ -31,7 +31,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     }
     let may_map = match args.how.strategy {
         Choice::Named(strategy) => strategy.maps_files(),
-        Choice::Auto => args.how.intent == Intent::ReadOnly,
+        Choice::Auto => args.how.intent == Some(Intent::ReadOnly),
     };
     let method = if may_map { Method::Sampled } else { Method::HighWater };
     let (result, measured) = memory::measure(method, || load(path, args));
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
 fn load(path: &Path, args: &LoadArgs) -> Result<(OpenCheckpoint, Loaded<'static>, f64, LoadPlan)> {
     let began = Instant::now();
     let checkpoint = unladen::open(path)?;
-    let plan = checkpoint.plan(&args.how.options())?;
+    let plan = checkpoint.plan(&args.how.options(Intent::Private))?;
     let initial_values = gpt2_file::initial_values(&checkpoint, plan.strategy(), args.heads);
     let options = RunOptions {
         progress: Some(watch::progress()),
@@ -130,7 +130,7 @@ const TOUCH_BYTES: usize = 16 << 20;
 /// Fills memory of ours as a program fills that of its model, twice, and reports the second time: no page is new then.
 fn refill(path: &Path, args: &LoadArgs, cached_before: &HashMap<PathBuf, Option<u64>>) -> Result<()> {
     let checkpoint = unladen::open(path)?;
-    let options = args.how.options();
+    let options = args.how.options(Intent::Private);
     let mut memory: HashMap<String, Vec<u8>> = HashMap::new();
     let sizes = LoadPlan::into_caller_memory(&checkpoint, &options, &checkpoint.machine(&options))?;
     for (tensor, layout) in sizes.layouts() {
@@ -249,12 +249,12 @@ fn print(row: &Row) {
         false => "mapped: bytes are read when they are touched".to_owned(),
     };
     out::result(&format!(
-        "`{}` ({}): {} tensors, {}, in {} s, {speed}",
-        row.strategy,
-        row.io,
+        "{} tensors, {}, in {} s, {speed}; `{}`, {}",
         row.tensors,
         human::bytes(row.bytes),
-        human::seconds(row.load_s)
+        human::seconds(row.load_s),
+        row.strategy,
+        row.io
     ));
     let line = |what: &str, measured: u64, predicted: u64, how: &str| {
         out::result(&format!(
@@ -265,6 +265,9 @@ fn print(row: &Row) {
     };
     line("device peak", row.device_peak_bytes, row.predicted_device_peak_bytes, "by the ledger");
     line("host peak", row.host_peak_anon_bytes, row.predicted_host_peak_anon_bytes, &row.measured_by);
+    let over = |peak_bytes: u64| peak_bytes.saturating_sub(row.weights_bytes);
+    let budget = row.host_budget_bytes.map_or("no budget".to_owned(), |it| format!("budget {}", human::bytes(it)));
+    line("besides", over(row.host_peak_anon_bytes), over(row.predicted_host_peak_anon_bytes), &budget);
     if let Some(digest) = &row.digest {
         out::result(&format!("digest       {digest}"));
     }

@@ -4,14 +4,14 @@ use crate::{args::PlanArgs, human, out};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use serde::Serialize;
 use unladen::{
-    LoadPlan, OpenCheckpoint, Result,
+    Intent, LoadPlan, OpenCheckpoint, Result,
     memory::Space,
     plan::{Read, Step, Way},
 };
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     let checkpoint = unladen::open(&args.file)?;
-    let mut options = args.how.options();
+    let mut options = args.how.options(Intent::Private);
     let mut machine = checkpoint.machine(&options);
     machine.free_host_bytes = args.free_host.unwrap_or(machine.free_host_bytes);
     options.device_budget_bytes = options.device_budget_bytes.min(args.free_device.unwrap_or(u64::MAX));
