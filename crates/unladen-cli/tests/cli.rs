@@ -213,11 +213,22 @@ fn a_budget_that_is_too_small_names_the_smallest_that_works_and_that_one_does() 
 #[test]
 fn a_plan_says_what_a_load_then_does_and_reads_no_tensor() {
     let path = gpt2("notebook.safetensors");
-    for words in ["", "--strategy per-tensor", "--intent read-only", "--dtype f16 --threads 2", "--strategy sequential"] {
+    for words in [
+        "",
+        "--strategy per-tensor",
+        "--intent read-only",
+        "--dtype f16 --threads 2",
+        "--strategy sequential",
+    ] {
         let plan = ok_json(&format!("plan --json {words}"), &[&path]);
         let row = ok_json(&format!("load --json {words}"), &[&path]);
-        let keys =
-            ["strategy", "predicted_host_peak_anon_bytes", "predicted_device_peak_bytes", "weights_bytes", "tensors"];
+        let keys = [
+            "strategy",
+            "predicted_host_peak_anon_bytes",
+            "predicted_device_peak_bytes",
+            "weights_bytes",
+            "tensors",
+        ];
         for key in keys {
             assert_eq!(plan[key], row[key], "{words} {key}");
         }

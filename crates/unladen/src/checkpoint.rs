@@ -1,11 +1,14 @@
 //! A checkpoint as data: what its headers say, with every claim checked. No I/O.
 
+mod metadata;
+
 use crate::{
     error::{Fault, Result},
     stamp::FileStamp,
     tensor::{Backing, Extent, FileId, Layout, MAX_DIMS, Piece, Storage, StorageId, Tensor, TensorId},
 };
-use std::{collections::HashMap, fmt, path::PathBuf};
+use foldhash::{HashMap, HashMapExt as _};
+use std::{fmt, path::PathBuf};
 
 /// Which kind of file or folder a checkpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,10 +224,16 @@ impl Checkpoint {
     ///
     /// Tied are tensors with one storage and equal layouts; views that merely overlap are not.
     pub fn first_with_same_bytes(&self) -> Vec<TensorId> {
-        let mut known: HashMap<(StorageId, &Layout), TensorId> = HashMap::new();
-        let first = self.iter().map(|(id, tensor)| match &tensor.backing {
-            Backing::Storage(storage) => *known.entry((*storage, &tensor.layout)).or_insert(id),
-            Backing::Meta | Backing::Extents(_) => id,
+        // Most storages have one tensor, so that nothing needs hashing but the further ones.
+        let mut first_on: Vec<Option<TensorId>> = vec![None; self.storages.len()];
+        let mut others: HashMap<(StorageId, &Layout), TensorId> = HashMap::new();
+        let first = self.iter().map(|(id, tensor)| {
+            let Backing::Storage(storage) = tensor.backing else { return id };
+            match &mut first_on[storage.0 as usize] {
+                Some(first) if self.tensor(*first).layout == tensor.layout => *first,
+                Some(_) => *others.entry((storage, &tensor.layout)).or_insert(id),
+                unseen => *unseen.insert(id),
+            }
         });
         first.collect()
     }

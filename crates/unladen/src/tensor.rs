@@ -4,6 +4,7 @@ mod block;
 mod layout;
 
 pub use block::{Axis, Block, Parts, Side, Window};
+pub(crate) use layout::spilled_bytes;
 pub use layout::{Dims, Layout, MAX_DIMS};
 
 use crate::dtype::Resolve;

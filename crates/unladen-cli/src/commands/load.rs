@@ -266,7 +266,8 @@ fn print(row: &Row) {
     line("device peak", row.device_peak_bytes, row.predicted_device_peak_bytes, "by the ledger");
     line("host peak", row.host_peak_anon_bytes, row.predicted_host_peak_anon_bytes, &row.measured_by);
     let over = |peak_bytes: u64| peak_bytes.saturating_sub(row.weights_bytes);
-    let budget = row.host_budget_bytes.map_or("no budget".to_owned(), |it| format!("budget {}", human::bytes(it)));
+    let budget =
+        row.host_budget_bytes.map_or("no budget".to_owned(), |it| format!("budget {}", human::bytes(it)));
     line("besides", over(row.host_peak_anon_bytes), over(row.predicted_host_peak_anon_bytes), &budget);
     if let Some(digest) = &row.digest {
         out::result(&format!("digest       {digest}"));

@@ -4,12 +4,12 @@ mod arena;
 mod build;
 mod symbol;
 
-pub(super) use arena::{Arena, Run, Value};
+pub(super) use arena::{Arena, Run, Value, Wide};
 pub(super) use symbol::Meaning;
 
 use crate::error::{Error, Fault, Result};
 use arena::Text;
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt as _};
 
 /// The longest pickle that is read; gpt2-xl's has 100 KB.
 pub(super) const MAX_PICKLE_BYTES: u64 = 256 << 20;
@@ -39,7 +39,7 @@ pub(super) fn read(bytes: &[u8], start_byte: u64) -> Result<Pickle<'_>> {
     let arena = Arena {
         bytes,
         symbols: Vec::new(),
-        pool: with_room(bytes, 8),
+        pool: with_room(bytes, 7),
         lists: Vec::new(),
         dicts: with_room(bytes, 96),
         calls: with_room(bytes, 96),
@@ -153,15 +153,15 @@ impl<'a> Machine<'a> {
                 0x89 => self.push(Value::Bool(false))?,
                 b'J' => {
                     let number = i32::from_le_bytes(self.take()?);
-                    self.push(Value::Int(number.into()))?;
+                    self.push(Value::Int(Wide(number.into())))?;
                 }
                 b'K' => {
                     let [number] = self.take::<1>()?;
-                    self.push(Value::Int(number.into()))?;
+                    self.push(Value::Int(Wide(number.into())))?;
                 }
                 b'M' => {
                     let number = u16::from_le_bytes(self.take()?);
-                    self.push(Value::Int(number.into()))?;
+                    self.push(Value::Int(Wide(number.into())))?;
                 }
                 0x8a => {
                     let [len] = self.take::<1>()?;
@@ -173,7 +173,7 @@ impl<'a> Machine<'a> {
                 }
                 b'G' => {
                     let number = f64::from_be_bytes(self.take()?);
-                    self.push(Value::Float(number))?;
+                    self.push(Value::Float(Wide(number)))?;
                 }
                 b'X' | b'T' | b'B' => {
                     let len = u32::from_le_bytes(self.take()?);
@@ -381,7 +381,7 @@ impl<'a> Machine<'a> {
         low[..used.len()].copy_from_slice(used);
         let number = i64::from_le_bytes(low);
         let fits = rest.iter().all(|&it| it == fill) && (number < 0) == (fill == 0xFF);
-        self.push(if fits { Value::Int(number) } else { Value::Long(text) })
+        self.push(if fits { Value::Int(Wide(number)) } else { Value::Long(text) })
     }
 
     fn line(&mut self) -> Result<&'a [u8]> {

@@ -28,7 +28,7 @@ const TORCHSCRIPT: [&str; 3] = ["constants.pkl", "model.json", "attributes.pkl"]
 pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint> {
     let archive = Archive::read(source)?;
     let records = archive.by_name()?;
-    let root = root(&archive, &records)?;
+    let root = &*root(&archive, &records)?.to_vec();
     let mut warnings = Vec::new();
     if archive.trailing_bytes > 0 {
         let after = "the end of the zip archive";
@@ -53,8 +53,14 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint>
     warnings.extend(unknown_symbols(&pickle.arena));
 
     let (storages, refs) = storages(&pickle.arena, &records, root, swapped)?;
+    // What comes next takes as much again.
+    drop(records);
+    drop(archive);
     let rebuild = Rebuild { arena: &pickle.arena, storages: &storages, refs: &refs };
-    let tensors = tree::tensors(&rebuild, pickle.root, &mut warnings)?;
+    let mut tensors = tree::tensors(&rebuild, pickle.root, &mut warnings)?;
+    let mut storages = storages;
+    storages.shrink_to_fit();
+    tensors.shrink_to_fit();
     Ok(Checkpoint {
         format: Format::Pth,
         path: stamp.path.clone(),
@@ -171,12 +177,13 @@ fn storages(
     root: &[u8],
     swapped: bool,
 ) -> Result<(Vec<Storage>, Vec<StorageRef>)> {
-    let mut storages: Vec<Storage> = Vec::new();
+    let mut storages: Vec<Storage> = Vec::with_capacity(arena.persistent.len().min(records.len()));
     // By position of the record: one lookup finds both.
     let mut ids: Vec<Option<StorageId>> = vec![None; records.len()];
     let mut refs = Vec::with_capacity(arena.persistent.len());
     let prefix = [root, b"data/"].concat();
     let mut name = prefix.clone();
+    let mut next_position = 0;
     for &id in &arena.persistent {
         let (meaning, key, n_elems) = persistent_id(arena, id)?;
         name.truncate(prefix.len());
@@ -184,9 +191,10 @@ fn storages(
         let in_record = |error: Fault| {
             Fault { expected: format!("record `{}` with {}", show(&name), error.expected), ..error }.corrupt()
         };
-        let Some((position, entry)) = records.find(&name) else {
+        let Some((position, entry)) = records.find_near(next_position, &name) else {
             return Err(in_record(Fault::new("the storage's bytes", "no such record")));
         };
+        next_position = position + 1;
         if !entry.is_stored() {
             return Err(deflated(&show(&name)));
         }

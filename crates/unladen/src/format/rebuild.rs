@@ -1,6 +1,6 @@
 //! Turns the calls by which PyTorch rebuilds tensors into layouts on storages, with every claim checked.
 
-use super::pickle::{Arena, Meaning, Run, Value};
+use super::pickle::{Arena, Meaning, Run, Value, Wide};
 use crate::{
     dtype::DType,
     error::{Fault, Result},
@@ -229,7 +229,7 @@ impl Rebuilt {
 /// A size, stride, offset or count: an integer, not negative; `True` is none.
 pub(super) fn unsigned(value: Value) -> Result<u64> {
     match value {
-        Value::Int(number) => u64::try_from(number).ok(),
+        Value::Int(Wide(number)) => u64::try_from(number).ok(),
         _ => None,
     }
     .ok_or_else(|| malformed("an integer from 0 to 2^63", value))
@@ -237,9 +237,9 @@ pub(super) fn unsigned(value: Value) -> Result<u64> {
 
 fn malformed(expected: &str, found: Value) -> crate::Error {
     let found = match found {
-        Value::Int(number) => number.to_string(),
+        Value::Int(Wide(number)) => number.to_string(),
         Value::Bool(truth) => format!("the truth value {truth}"),
-        Value::Float(number) => format!("{number:?}"),
+        Value::Float(Wide(number)) => format!("{number:?}"),
         Value::None => "None".to_owned(),
         Value::Long(_) => "an integer of more than 64 bits".to_owned(),
         Value::Str(_) | Value::Bytes(_) => "a string".to_owned(),

@@ -6,13 +6,15 @@ use crate::{
     error::{Fault, Result},
     source::ReadAt,
     stamp::FileStamp,
-    tensor::{Backing, FileId, Layout, Storage, StorageId, Tensor},
+    tensor::{Backing, Dims, FileId, Layout, Storage, StorageId, Tensor},
 };
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, IgnoredAny, MapAccess, Visitor},
+    de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
-use std::{borrow::Cow, collections::HashSet, fmt};
+use std::{borrow::Cow, fmt, hash::BuildHasher as _};
 
 /// The longest header that the format allows.
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -131,7 +133,7 @@ struct Header<'a>(Vec<(Cow<'a, str>, Entry<'a>)>);
 
 struct Entry<'a> {
     dtype: Cow<'a, str>,
-    shape: Vec<u64>,
+    shape: Dims,
     start_byte: u64,
     end_byte: u64,
 }
@@ -153,16 +155,22 @@ impl<'de> Visitor<'de> for HeaderVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut entries: Vec<(Cow<'de, str>, Entry<'de>)> = Vec::new();
-        // Borrowed names make this a set of pointers; a name with an escape is copied.
-        let mut seen = HashSet::new();
+        // Positions alone: the names stand in `entries`.
+        let (state, mut seen, mut has_metadata) = (RandomState::default(), HashTable::<u32>::new(), false);
         while let Some(Text(name)) = map.next_key()? {
-            if !seen.insert(name.clone()) {
+            let is_metadata = name == "__metadata__";
+            let hash = state.hash_one(&name);
+            let is_name = |&it: &u32| entries[it as usize].0 == name;
+            if (is_metadata && has_metadata) || seen.find(hash, is_name).is_some() {
                 return Err(A::Error::custom(format_args!("key `{}` stands twice", name.escape_debug())));
             }
-            if name == "__metadata__" {
+            if is_metadata {
+                has_metadata = true;
                 map.next_value::<Option<Strings>>()?;
             } else {
                 entries.push((name, map.next_value()?));
+                let position = entries.len() as u32 - 1;
+                seen.insert_unique(hash, position, |&it| state.hash_one(&entries[it as usize].0));
             }
         }
         Ok(Header(entries))
@@ -190,7 +198,7 @@ impl<'de> Visitor<'de> for EntryVisitor {
         while let Some(Text(key)) = map.next_key()? {
             let twice = match &*key {
                 "dtype" => dtype.replace(map.next_value::<Text<'de>>()?.0).is_some(),
-                "shape" => shape.replace(map.next_value::<Vec<u64>>()?).is_some(),
+                "shape" => shape.replace(map.next_value::<Shape>()?.0).is_some(),
                 "data_offsets" => offsets.replace(map.next_value::<[u64; 2]>()?).is_some(),
                 _ => {
                     map.next_value::<IgnoredAny>()?;
@@ -214,6 +222,31 @@ impl<'de> Visitor<'de> for EntryVisitor {
 /// A string that is borrowed from the header where it holds no escape (`Cow` alone always copies).
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Sizes, read without an allocation.
+struct Shape(Dims);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ShapeVisitor;
+        impl<'de> Visitor<'de> for ShapeVisitor {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of sizes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
+                let mut shape = Dims::new();
+                while let Some(size) = seq.next_element()? {
+                    shape.push(size);
+                }
+                Ok(Shape(shape))
+            }
+        }
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
 
 /// The free metadata: an object of strings, checked and dropped.
 struct Strings;

@@ -10,8 +10,9 @@ use crate::{
     error::{Error, Fault, Result},
     tensor::{Backing, Layout, Tensor},
 };
-use indexmap::IndexSet;
-use std::{collections::HashSet, fmt::Write as _};
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+use std::{collections::HashSet, fmt::Write as _, hash::BuildHasher as _};
 
 /// Containers inside containers.
 const MAX_DEPTH: usize = 1_000;
@@ -40,7 +41,7 @@ pub(super) fn tensors(
         marks: vec![Mark::New; n_marks],
         frames: Vec::new(),
         path: String::new(),
-        names: IndexSet::with_capacity(n_expected),
+        names: Names { state: RandomState::default(), positions: HashTable::with_capacity(n_expected) },
         tensors: Vec::with_capacity(n_expected),
         warnings,
         n_silent: 0,
@@ -49,9 +50,6 @@ pub(super) fn tensors(
     while walk.step()? {}
     if walk.n_silent > 0 {
         walk.warnings.push(Warning::LeftOut(format!("{} more warnings", walk.n_silent)));
-    }
-    for (tensor, name) in walk.tensors.iter_mut().zip(walk.names) {
-        tensor.name = name;
     }
     Ok(walk.tensors)
 }
@@ -121,11 +119,31 @@ struct Walk<'a> {
     marks: Vec<Mark>,
     frames: Vec<Frame<'a>>,
     path: String,
-    names: IndexSet<String>,
-    /// Their names stand in `names` until all are known to differ.
     tensors: Vec<Tensor>,
+    names: Names,
     warnings: &'a mut Vec<Warning>,
     n_silent: usize,
+}
+
+/// Which tensor has which name: positions alone, the names stand with the tensors.
+struct Names {
+    state: RandomState,
+    positions: HashTable<u32>,
+}
+
+impl Names {
+    fn contains(&self, tensors: &[Tensor], name: &str) -> bool {
+        let is_name = |&it: &u32| tensors[it as usize].name == name;
+        self.positions.find(self.state.hash_one(name), is_name).is_some()
+    }
+
+    /// Adds the name of the last tensor, which no other has.
+    fn insert_last(&mut self, tensors: &[Tensor]) {
+        let hash = |it: &u32| self.state.hash_one(tensors[*it as usize].name.as_str());
+        if let Some(last) = tensors.len().checked_sub(1).map(|it| it as u32) {
+            self.positions.insert_unique(hash(&last), last, hash);
+        }
+    }
 }
 
 impl<'a> Walk<'a> {
@@ -282,27 +300,28 @@ impl<'a> Walk<'a> {
             )));
             return Ok(());
         }
-        if self.names.len() >= MAX_TENSORS {
+        if self.tensors.len() >= MAX_TENSORS {
             return Err(Fault::new(format!("at most {MAX_TENSORS} tensors"), "more of them").unsupported());
         }
         self.visits.spend((self.path.len() / NAME_BYTES_PER_VISIT) as u64)?;
-        let (mut index, is_new) = self.names.insert_full(self.path.clone());
-        if !is_new {
+        let mut name = self.path.clone();
+        if self.names.contains(&self.tensors, &name) {
             let (listed_as, place) = (self.other_name()?, self.place());
-            self.warn(Warning::SameName { name: self.path.clone(), listed_as: listed_as.clone(), place });
-            index = self.names.insert_full(listed_as).0;
+            self.warn(Warning::SameName { name, listed_as: listed_as.clone(), place });
+            name = listed_as;
         }
         if is_quantised {
             let what = match packed_in_byte(layout.dtype()) {
                 Some(_) => "scales, zero points and shape (its packed bytes are listed)",
                 None => "scales and zero points",
             };
-            self.warn(Warning::LeftOut(format!("{what} of `{}`", self.names[index])));
+            self.warn(Warning::LeftOut(format!("{what} of `{name}`")));
         }
         if backing == Backing::Meta {
-            self.warn(Warning::MetaTensor(self.names[index].clone()));
+            self.warn(Warning::MetaTensor(name.clone()));
         }
-        self.tensors.push(Tensor { name: String::new(), layout, backing });
+        self.tensors.push(Tensor { name, layout, backing });
+        self.names.insert_last(&self.tensors);
         Ok(())
     }
 
@@ -312,7 +331,7 @@ impl<'a> Walk<'a> {
         loop {
             self.visits.spend(1)?;
             let name = format!("{}~{number}", self.path);
-            if !self.names.contains(&name) {
+            if !self.names.contains(&self.tensors, &name) {
                 return Ok(name);
             }
             number += 1;

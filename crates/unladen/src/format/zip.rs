@@ -8,9 +8,10 @@ use crate::{
     error::{Error, Fault, Result},
     source::ReadAt,
 };
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use std::{
-    collections::HashMap,
-    hash::{Hash, Hasher},
+    hash::{BuildHasher as _, Hash, Hasher},
     ops::Range,
 };
 
@@ -89,24 +90,31 @@ impl Archive {
 
     /// The entries by name. Fails if two names are equal, or equal but for their case.
     pub(super) fn by_name(&self) -> Result<Records<'_>> {
-        let mut by_name = HashMap::with_capacity(self.entries.len());
+        let state = RandomState::default();
+        let name_at = |&position: &u32| AnyCase(self.name(&self.entries[position as usize]));
+        let mut by_name = HashTable::with_capacity(self.entries.len());
         for (position, entry) in self.entries.iter().enumerate() {
-            if let Some(other) = by_name.insert(AnyCase(self.name(entry)), position as u32) {
-                let other = self.name(&self.entries[other as usize]);
+            let name = AnyCase(self.name(entry));
+            let hash = state.hash_one(&name);
+            if let Some(other) = by_name.find(hash, |it| name_at(it) == name) {
+                let other = name_at(other).0;
                 let found = format!("`{}` and `{}`", show(other), show(self.name(entry)));
                 return Err(Fault::new("one record of a name in the zip archive", found)
                     .hint("readers differ in which of the two they take; do not trust this file")
                     .corrupt());
             }
+            by_name.insert_unique(hash, position as u32, |it| state.hash_one(name_at(it)));
         }
-        Ok(Records { archive: self, by_name })
+        Ok(Records { archive: self, state, by_name })
     }
 }
 
 /// The entries of an archive by name.
 pub(super) struct Records<'a> {
     archive: &'a Archive,
-    by_name: HashMap<AnyCase<'a>, u32>,
+    state: RandomState,
+    /// Positions alone: the names stand in the directory.
+    by_name: HashTable<u32>,
 }
 
 impl<'a> Records<'a> {
@@ -117,9 +125,19 @@ impl<'a> Records<'a> {
 
     /// The entry of exactly this name, and its position.
     pub(super) fn find(&self, name: &[u8]) -> Option<(usize, &'a Entry)> {
-        let position = *self.by_name.get(&AnyCase(name))? as usize;
-        let entry = &self.archive.entries[position];
-        (self.archive.name(entry) == name).then_some((position, entry))
+        let hash = self.state.hash_one(AnyCase(name));
+        let position = *self.by_name.find(hash, |&it| self.is_at(it as usize, name))? as usize;
+        Some((position, &self.archive.entries[position]))
+    }
+
+    /// The same, with a guess where it is: records mostly stand in the order in which the pickle names them.
+    pub(super) fn find_near(&self, guess: usize, name: &[u8]) -> Option<(usize, &'a Entry)> {
+        let is_right = guess < self.len() && self.is_at(guess, name);
+        if is_right { Some((guess, &self.archive.entries[guess])) } else { self.find(name) }
+    }
+
+    fn is_at(&self, position: usize, name: &[u8]) -> bool {
+        self.archive.name(&self.archive.entries[position]) == name
     }
 
     /// Positions are below this.
@@ -142,7 +160,7 @@ impl Eq for AnyCase<'_> {}
 
 impl Hash for AnyCase<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let mut folded = [0; 32];
+        let mut folded = [0; 64];
         for part in self.0.chunks(folded.len()) {
             let folded = &mut folded[..part.len()];
             folded.copy_from_slice(part);

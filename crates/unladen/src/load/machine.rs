@@ -9,7 +9,11 @@ use crate::{
 use std::thread::available_parallelism;
 
 /// Less than this is in memory before it is known how it comes there best.
-const WORTH_ASKING_BYTES: u64 = 32 << 20;
+const WORTH_PROBING_BYTES: u64 = 32 << 20;
+
+/// What a load may add to the page cache: less than the smallest budget, and not more for a larger one, lest what a
+/// plan needs depend on what it is allowed.
+const MAX_ADDED_BYTES: u64 = 512 << 10;
 
 /// What this machine is like for a load of these files.
 pub(super) fn machine(files: &FileSet, options: &PlanOptions) -> Machine {
@@ -18,17 +22,16 @@ pub(super) fn machine(files: &FileSet, options: &PlanOptions) -> Machine {
         free_host_bytes: available_bytes().unwrap_or(u64::MAX),
         n_cores: available_parallelism().map_or(2, |it| it.get()),
         io: io_paths(files, options, total_bytes),
-        places_pages: total_bytes > WORTH_ASKING_BYTES && placing_wins(),
+        places_pages: total_bytes > WORTH_PROBING_BYTES && placing_wins(),
     }
 }
 
-/// How each file is best read: what is in the page cache from there, the rest past it, so that a load leaves no more
-/// than half of its budget there that was not there before.
+/// How each file is best read: what is in the page cache from there, the rest past it.
 fn io_paths(files: &FileSet, options: &PlanOptions, total_bytes: u64) -> Vec<IoPath> {
     if let Some(path) = options.io {
         return vec![path; files.len()];
     }
-    let mut allowed_bytes = options.host_budget_bytes / 2;
+    let mut allowed_bytes = MAX_ADDED_BYTES;
     if options.share_cache || total_bytes <= allowed_bytes {
         return vec![IoPath::Buffered; files.len()];
     }

@@ -80,27 +80,21 @@ impl<'a> Request<'a> {
         self.items.iter().max_by_key(|item| item.len_bytes()).map(|item| item.tensor)
     }
 
-    /// The plan with the least work among those that fit; if there is none, the error of the one that needs least.
+    /// The plan with the least work among those that fit; if there is none, the error of the way that comes nearest.
     fn fastest(&self) -> Result<LoadPlan> {
+        let suits = |it: &Strategy| it.is_private() || self.options.intent == Intent::ReadOnly;
         let mut best: Option<LoadPlan> = None;
-        let mut least: Option<Error> = None;
-        let needed = |error: &Error| match error {
-            Error::OverBudget { needed_bytes, .. } => *needed_bytes,
-            _ => 0,
-        };
-        for strategy in
-            Strategy::all().filter(|it| it.is_private() || self.options.intent == Intent::ReadOnly)
-        {
+        let mut nearest: Option<Error> = None;
+        for strategy in Strategy::all().filter(suits) {
             match self.plan(strategy) {
                 Ok(plan) if best.as_ref().is_none_or(|best| cost(&plan) < cost(best)) => best = Some(plan),
-                Ok(_) => {}
-                Err(error) if least.as_ref().is_none_or(|least| needed(&error) < needed(least)) => {
-                    least = Some(error);
+                Err(error) if nearest.as_ref().is_none_or(|it| distance(&error) < distance(it)) => {
+                    nearest = Some(error);
                 }
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
-        best.ok_or_else(|| least.expect("a strategy that fits or one that does not"))
+        best.ok_or_else(|| nearest.expect("strategies, each of which fits or does not"))
     }
 
     fn plan(&self, strategy: Strategy) -> Result<LoadPlan> {
@@ -226,6 +220,15 @@ impl<'a> Request<'a> {
 /// Anonymous memory, and the page tables for it and for what is mapped: 8 bytes a page.
 fn needed_of_machine_bytes(peaks: Peaks) -> u64 {
     peaks.host_anon_bytes + (peaks.host_anon_bytes + peaks.mapped_bytes) / 512
+}
+
+/// How far a way of loading is from fitting. One that the host budget allows is nearer than one that it does not; then
+/// whichever needs less.
+fn distance(error: &Error) -> (bool, u64) {
+    match error {
+        Error::OverBudget { limit, needed_bytes, .. } => (*limit == Limit::HostBudget, *needed_bytes),
+        _ => (true, u64::MAX),
+    }
 }
 
 /// Bytes that pass through a processor, more or less: those of a mapping cost next to nothing until they are touched.

@@ -19,14 +19,7 @@ pub(super) fn bookkeeping_bytes(checkpoint: &Checkpoint, steps: &[Step], n_threa
     let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
     let state = names + checkpoint.tensors.len() as u64 * BYTES_PER_TENSOR;
     let stacks = (n_threads.max(1) as u64 - 1) * STACK_BYTES;
-    PROCESS_BYTES + opening_bytes(checkpoint) + steps_bytes(steps) + state + stacks
-}
-
-/// Bytes that opening took at most, and that the checkpoint's tables take still.
-fn opening_bytes(checkpoint: &Checkpoint) -> u64 {
-    let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
-    let tables = size_of_val(&checkpoint.tensors[..]) + size_of_val(&checkpoint.storages[..]);
-    3 * (names + tables as u64)
+    PROCESS_BYTES + checkpoint.opening_peak_bytes() + steps_bytes(steps) + state + stacks
 }
 
 /// Bytes of the steps on the heap.

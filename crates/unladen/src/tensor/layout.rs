@@ -168,10 +168,20 @@ impl Layout {
         Ok(layout.with_view(self.conj, self.neg))
     }
 
+    /// Sizes of the heap blocks of a layout with more dimensions than fit inline.
+    pub(crate) fn block_bytes(&self) -> impl Iterator<Item = usize> {
+        [&self.shape, &self.stride].into_iter().filter_map(spilled_bytes)
+    }
+
     /// The same tensor as it stands in memory after a load: row-major, resolved.
     pub fn loaded(&self) -> Layout {
         Layout::contiguous(self.dtype, &self.shape).expect("a shape that was checked")
     }
+}
+
+/// The size of the heap block of dimensions that do not fit inline.
+pub(crate) fn spilled_bytes(dims: &Dims) -> Option<usize> {
+    dims.spilled().then_some(dims.capacity() * size_of::<u64>())
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 //! strings as places in the pickle. Nothing here is ever run, and nothing needs a recursive walk to be dropped.
 
 use super::symbol::{Meaning, Symbol};
-use std::{borrow::Cow, collections::HashMap, fmt::Write as _};
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+use std::{borrow::Cow, fmt::Write as _, hash::BuildHasher as _};
 
 /// A place in the pickle's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,15 +20,21 @@ pub(crate) struct Run {
     pub(crate) len: u32,
 }
 
+/// A number of 8 bytes that may lie at any multiple of 4: it keeps a [`Value`] at 12 bytes, and values are most of what
+/// a pickle takes while it is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(Rust, packed(4))]
+pub(crate) struct Wide<T: Copy>(pub(crate) T);
+
 /// A value, or where it is. Copies of one share what it refers to, as Python's references do.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Value {
     None,
     Bool(bool),
-    Int(i64),
+    Int(Wide<i64>),
     /// An integer beyond 64 bits.
     Long(Text),
-    Float(f64),
+    Float(Wide<f64>),
     Str(Text),
     Bytes(Text),
     /// Position in [`Arena::symbols`].
@@ -146,11 +154,11 @@ impl<'a> Arena<'a> {
                     Ok(())
                 }
             },
-            Value::Int(number) => write!(name, "{number}"),
+            Value::Int(Wide(number)) => write!(name, "{number}"),
             Value::Bool(true) => write!(name, "True"),
             Value::Bool(false) => write!(name, "False"),
             Value::None => write!(name, "None"),
-            Value::Float(number) => write!(name, "{number:?}"),
+            Value::Float(Wide(number)) => write!(name, "{number:?}"),
             Value::Tuple(run) => {
                 name.push('(');
                 for (index, &item) in self.run(run).iter().enumerate() {
@@ -196,28 +204,34 @@ fn merge_items(pickle: &[u8], items: &mut Vec<(Value, Value)>, found_twice: &mut
     let key_of = |value| match value {
         Value::Str(text) => Some(Key::Str(bytes(pickle, text))),
         Value::Bytes(text) => Some(Key::Bytes(bytes(pickle, text))),
-        Value::Int(number) => Some(Key::Int(number)),
+        Value::Int(Wide(number)) => Some(Key::Int(number)),
         Value::Bool(truth) => Some(Key::Int(i64::from(truth))),
         Value::None => Some(Key::None),
         // Rare as keys; two of one name are told apart when tensors are named.
         _ => None,
     };
-    let mut hashed = HashMap::with_capacity(if items.len() < MIN_HASHED { 0 } else { items.len() });
+    let is_hashed = items.len() >= MIN_HASHED;
+    let state = RandomState::default();
+    // Positions alone: the keys stand in `items`.
+    let mut hashed: HashTable<u32> = HashTable::with_capacity(if is_hashed { items.len() } else { 0 });
     let mut kept = 0;
     for index in 0..items.len() {
         let (value, item) = items[index];
         let first = match key_of(value) {
             None => None,
-            Some(key) if items.len() < MIN_HASHED => {
+            Some(key) if !is_hashed => {
                 items[..kept].iter().position(|&(it, _)| key_of(it).as_ref() == Some(&key))
             }
-            Some(key) => match hashed.entry(key) {
-                std::collections::hash_map::Entry::Occupied(first) => Some(*first.get()),
-                std::collections::hash_map::Entry::Vacant(place) => {
-                    place.insert(kept);
-                    None
+            Some(key) => {
+                let hash = state.hash_one(Some(&key));
+                let is_key = |&it: &u32| key_of(items[it as usize].0).as_ref() == Some(&key);
+                let first = hashed.find(hash, is_key).map(|&it| it as usize);
+                if first.is_none() {
+                    let rehash = |&it: &u32| state.hash_one(key_of(items[it as usize].0));
+                    hashed.insert_unique(hash, kept as u32, rehash);
                 }
-            },
+                first
+            }
         };
         match first {
             Some(first) => {

@@ -15,22 +15,22 @@ fn items(bytes: &[u8]) -> Vec<(Value, Value)> {
 
 #[test]
 fn integers_of_every_opcode_keep_their_sign() {
-    assert_eq!(value(b"\x80\x02K\xff."), Value::Int(255));
-    assert_eq!(value(b"\x80\x02J\xff\xff\xff\xff."), Value::Int(-1));
-    assert_eq!(value(b"\x80\x02\x8a\x00."), Value::Int(0));
-    assert_eq!(value(b"\x80\x02\x8a\x01\xff."), Value::Int(-1));
-    assert_eq!(value(b"\x80\x02\x8a\x02\xff\x00."), Value::Int(255));
-    assert_eq!(value(b"\x80\x02\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\xff."), Value::Int(-1));
+    assert_eq!(value(b"\x80\x02K\xff."), Value::Int(Wide(255)));
+    assert_eq!(value(b"\x80\x02J\xff\xff\xff\xff."), Value::Int(Wide(-1)));
+    assert_eq!(value(b"\x80\x02\x8a\x00."), Value::Int(Wide(0)));
+    assert_eq!(value(b"\x80\x02\x8a\x01\xff."), Value::Int(Wide(-1)));
+    assert_eq!(value(b"\x80\x02\x8a\x02\xff\x00."), Value::Int(Wide(255)));
+    assert_eq!(value(b"\x80\x02\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\xff."), Value::Int(Wide(-1)));
     assert!(matches!(value(b"\x80\x02\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\x00."), Value::Long(_)));
     assert!(matches!(value(b"\x80\x02\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\xff."), Value::Long(_)));
-    assert_eq!(value(b"\x80\x02G\x3f\xf8\0\0\0\0\0\0."), Value::Float(1.5));
+    assert_eq!(value(b"\x80\x02G\x3f\xf8\0\0\0\0\0\0."), Value::Float(Wide(1.5)));
 }
 
 #[test]
 fn the_memo_holds_references_and_memoize_counts() {
     // The dictionary goes into the memo empty, gets an item, is dropped, and comes back with it.
-    assert_eq!(items(b"\x80\x02}q\x00K\x01K\x02s0h\x00."), [(Value::Int(1), Value::Int(2))]);
-    assert_eq!(items(b"\x80\x04}\x94K\x07\x94h\x01s."), [(Value::Int(7), Value::Int(7))]);
+    assert_eq!(items(b"\x80\x02}q\x00K\x01K\x02s0h\x00."), [(Value::Int(Wide(1)), Value::Int(Wide(2)))]);
+    assert_eq!(items(b"\x80\x04}\x94K\x07\x94h\x01s."), [(Value::Int(Wide(7)), Value::Int(Wide(7)))]);
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn the_last_of_two_equal_keys_counts_at_the_place_of_the_first() {
     let mut pickle = read(b"\x80\x02}(U\x01aK\x01K\x05K\x02\x88K\x03U\x01aK\x04K\x01K\x06u.", 0).unwrap();
     assert_eq!(pickle.arena.merge_duplicate_keys(9), ["a", "1"]);
     let values: Vec<_> = pickle.arena.dicts[0].items.iter().map(|it| it.1).collect();
-    assert_eq!(values, [Value::Int(4), Value::Int(2), Value::Int(6)]);
+    assert_eq!(values, [Value::Int(Wide(4)), Value::Int(Wide(2)), Value::Int(Wide(6))]);
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn long_dictionaries_merge_their_keys_as_short_ones_do() {
     let mut pickle = read(&bytes, 0).unwrap();
     assert_eq!(pickle.arena.merge_duplicate_keys(7).len(), 7);
     let items = &pickle.arena.dicts[0].items;
-    assert_eq!((items.len(), items[3]), (150, (Value::Int(3), Value::Int(153))));
+    assert_eq!((items.len(), items[3]), (150, (Value::Int(Wide(3)), Value::Int(Wide(153)))));
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn calls_of_unknown_code_are_kept_and_of_plain_containers_become_them() {
     assert!(matches!(value(b"\x80\x02c__builtin__\nset\n](K\x01K\x02e\x85R."), Value::List(_)));
     assert_eq!(
         items(b"\x80\x02ccollections\nOrderedDict\n](](K\x01K\x02ee\x85R."),
-        [(Value::Int(1), Value::Int(2))]
+        [(Value::Int(Wide(1)), Value::Int(Wide(2)))]
     );
 }
 

@@ -24,22 +24,22 @@ pub(super) fn locate(
 ) -> Result<()> {
     let mut order: Vec<u32> = (0..entries.len() as u32).collect();
     order.sort_by_key(|&it| entries[it as usize].header_byte);
-    let header_byte = |position: usize| order.get(position).map(|&it| entries[it as usize].header_byte);
-    let header_bytes: Vec<u64> = (0..order.len()).filter_map(header_byte).collect();
-    if header_bytes.first().is_some_and(|&it| it != 0) {
-        let found = format!("byte {}", header_bytes[0]);
-        return Err(Fault::new("the zip archive's first record at byte 0", found)
+    if let Some(first_byte) = order.first().map(|&it| entries[it as usize].header_byte).filter(|&it| it != 0)
+    {
+        return Err(Fault::new("the zip archive's first record at byte 0", format!("byte {first_byte}"))
             .hint("bytes stand in front of the archive; cut them off")
             .corrupt());
     }
     let mut window = Window { source, start_byte: 0, bytes: Vec::new() };
     for (position, &index) in order.iter().enumerate() {
+        let header_byte = |ahead| order.get(position + ahead).map(|&it| entries[it as usize].header_byte);
+        let next_byte = header_byte(1).unwrap_or(directory_byte);
+        let far_byte = header_byte(MIN_HEADERS);
         let entry = &mut entries[index as usize];
         let name = &directory[entry.name.start as usize..entry.name.end as usize];
         let at = entry.header_byte;
-        let next_byte = header_bytes.get(position + 1).copied().unwrap_or(directory_byte);
-        let ahead_bytes = match header_bytes.get(position + MIN_HEADERS) {
-            Some(&far_byte) if far_byte - at <= WINDOW_BYTES => WINDOW_BYTES,
+        let ahead_bytes = match far_byte {
+            Some(far_byte) if far_byte - at <= WINDOW_BYTES => WINDOW_BYTES,
             _ => 0,
         };
         let needed_bytes = (FIXED_BYTES + name.len()) as u64;
