@@ -30,6 +30,7 @@
 //! ```
 
 mod config;
+mod few;
 mod generate;
 pub mod init;
 mod math;

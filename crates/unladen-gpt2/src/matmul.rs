@@ -1,6 +1,7 @@
 //! Matrix products on borrowed memory: the one place that hands pointers to the `gemm` crate.
 #![allow(unsafe_code)]
 
+use crate::few;
 use std::ops::Range;
 
 /// A matrix in borrowed memory, any strides: element `(row, col)` is `elements[row * row_step + col * col_step]`.
@@ -59,10 +60,49 @@ impl<'a> Matrix<'a> {
         Matrix { elements: &self.elements[start..], rows: range.len(), ..self }
     }
 
+    /// True if the elements of a row lie side by side.
+    pub(crate) fn has_contiguous_rows(&self) -> bool {
+        self.col_step == 1 || self.cols == 1
+    }
+
+    /// A row whose elements lie side by side. Panics if there is no such row, as a slice does.
+    pub(crate) fn contiguous_row(self, row: usize) -> &'a [f32] {
+        let row = self.slice_rows(row..row + 1);
+        debug_assert!(row.has_contiguous_rows(), "rows of steps of {}", row.col_step);
+        &row.elements[..row.cols]
+    }
+
     /// The elements of a row. Panics if there is no such row, as a slice does.
     pub(crate) fn row(self, row: usize) -> impl Iterator<Item = f32> {
         let row = self.slice_rows(row..row + 1);
         (0..row.cols).map(move |col| row.elements[col * row.col_step])
+    }
+}
+
+/// The right matrix of products: columns, each a token's numbers. What makes products with few of them fast is done once.
+pub(crate) struct Columns<'a> {
+    matrix: Matrix<'a>,
+    /// Few columns, one after the other. Empty if they are many.
+    turned: Vec<f32>,
+}
+
+impl<'a> Columns<'a> {
+    /// Sees the columns of `matrix`; copies them if they are few.
+    pub(crate) fn new(matrix: Matrix<'a>) -> Columns<'a> {
+        let mut turned = Vec::new();
+        if matrix.cols <= few::MAX_COLS && matrix.rows > 0 {
+            turned.reserve_exact(matrix.rows * matrix.cols);
+            for col in 0..matrix.cols {
+                let column = matrix.elements[col * matrix.col_step..].iter();
+                turned.extend(column.step_by(matrix.row_step.max(1)).take(matrix.rows));
+            }
+        }
+        Columns { matrix, turned }
+    }
+
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        self.matrix.shape()
     }
 }
 
@@ -85,8 +125,9 @@ pub(crate) fn multiply(
     target_step: usize,
     factor: f32,
     left: Matrix<'_>,
-    right: Matrix<'_>,
+    right: &Columns<'_>,
 ) {
+    let Columns { matrix: right, turned } = right;
     let [rows, cols] = [left.rows, right.cols];
     assert_eq!(left.cols, right.rows, "inner sizes");
     if rows == 0 || cols == 0 {
@@ -97,6 +138,12 @@ pub(crate) fn multiply(
     let last = (rows - 1).checked_mul(target_step).and_then(|it| it.checked_add(cols - 1));
     assert!(last.is_some_and(|it| it < target.len()), "a target for {rows} rows of {cols} elements");
     let is_added = into == Target::Add;
+    if !turned.is_empty() && few::takes(left) {
+        return few::multiply(left, turned, |row, col, product| {
+            let it = &mut target[row * target_step + col];
+            *it = if is_added { *it + factor * product } else { factor * product };
+        });
+    }
     // SAFETY: `gemm` reads the elements `(row, col)` of `left` and `right` and reads and writes those of `target`, for
     // rows and columns below the sizes that it is given, at `row * row_step + col * col_step` from the pointers.
     // - Reads: `Matrix::new` checked that the last such element lies inside `elements`, and `transposed` and `slice_rows`
@@ -155,8 +202,8 @@ mod tests {
                 };
                 let step = cols + 3;
                 let mut target = vec![1.0; (rows - 1) * step + cols];
-                multiply(Target::Overwrite, &mut target, step, 1.0, left, right);
-                multiply(Target::Add, &mut target, step, 2.0, left, right);
+                multiply(Target::Overwrite, &mut target, step, 1.0, left, &Columns::new(right));
+                multiply(Target::Add, &mut target, step, 2.0, left, &Columns::new(right));
                 for row in 0..rows {
                     let at = row * step;
                     for col in 0..cols {
@@ -169,6 +216,51 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn few_columns_give_the_sums_of_many_in_every_orientation() {
+        for (rows, inner) in [(1, 1), (1, 37), (3, 5), (4, 8), (7, 64), (13, 33), (34, 17), (70, 130)] {
+            for cols in 1..=few::MAX_COLS + 1 {
+                for orientation in 0..4 {
+                    let gap = orientation; // elements between rows
+                    let (long, wide) = ((rows + gap) * inner, (inner + gap) * rows);
+                    let a: Vec<f32> = numbers(long.max(wide), 1).iter().map(|it| it / 7.0).collect();
+                    let left = match orientation & 1 {
+                        0 => Matrix::rows(&a, [rows, inner], inner + gap),
+                        _ => Matrix::rows(&a, [inner, rows], rows + gap).transposed(),
+                    };
+                    let b: Vec<f32> = numbers(inner * cols, 2).iter().map(|it| it / 3.0).collect();
+                    let right = match orientation & 2 {
+                        0 => Matrix::rows(&b, [inner, cols], cols),
+                        _ => Matrix::rows(&b, [cols, inner], inner).transposed(),
+                    };
+                    let few = Columns::new(right);
+                    assert_eq!(few.turned.is_empty(), cols > few::MAX_COLS);
+                    let many = Columns { matrix: right, turned: Vec::new() };
+                    let mut targets = [vec![0.5; rows * cols], vec![0.5; rows * cols]];
+                    for (target, right) in targets.iter_mut().zip([&few, &many]) {
+                        multiply(Target::Overwrite, target, cols, 0.5, left, right);
+                        multiply(Target::Add, target, cols, 2.0, left, right);
+                    }
+                    let largest = targets[1].iter().fold(0f32, |max, it| max.max(it.abs()));
+                    for (few, many) in targets[0].iter().zip(&targets[1]) {
+                        let is_close = (few - many).abs() <= 1e-5 * largest;
+                        assert!(is_close, "{rows} {inner} {cols} {orientation}: {few}, not {many}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_over_nothing_is_zero() {
+        let (left, right) = (Matrix::rows(&[], [3, 0], 0), Matrix::rows(&[], [0, 2], 2));
+        let mut target = [1.0; 6];
+        multiply(Target::Add, &mut target, 2, 1.0, left, &Columns::new(right));
+        assert_eq!(target, [1.0; 6]);
+        multiply(Target::Overwrite, &mut target, 2, 1.0, left, &Columns::new(right));
+        assert_eq!(target, [0.0; 6]);
     }
 
     #[test]

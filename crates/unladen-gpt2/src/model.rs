@@ -6,9 +6,9 @@
 use crate::{
     config::Config,
     math::{gelu, layer_norm, softmax},
-    matmul::{Matrix, Target, multiply},
+    matmul::{Columns, Matrix, Target, multiply},
     names::Naming,
-    parallel::{for_each, shares, split_rows},
+    parallel::{Threads, shares, split_rows},
     recognise::{recognise, tensors_of},
     weights::{Block, Linear, Mask, Weights},
 };
@@ -22,7 +22,7 @@ use unladen::{
 pub struct Gpt2<'a> {
     config: Config,
     weights: Weights<'a>,
-    n_threads: usize,
+    threads: Threads,
 }
 
 /// Keys and values of the tokens seen so far, per layer, with room for `capacity` tokens.
@@ -57,8 +57,8 @@ impl<'a> Gpt2<'a> {
     /// have any strides, vectors must be contiguous.
     pub fn new(state: &'a StateDict<'_>, config: Config, naming: Naming) -> Result<Gpt2<'a>> {
         let weights = Weights::find(state, &config, naming)?;
-        let n_threads = available_parallelism().map_or(1, usize::from);
-        Ok(Gpt2 { config, weights, n_threads })
+        let threads = Threads::new(available_parallelism().map_or(1, usize::from));
+        Ok(Gpt2 { config, weights, threads })
     }
 
     /// [`recognise`]s the state dict, then as [`Gpt2::new`]. `None`: it is something else than a GPT-2.
@@ -69,7 +69,7 @@ impl<'a> Gpt2<'a> {
 
     /// With another number of threads than the machine has cores for this process. 0 counts as 1.
     pub fn with_threads(self, n_threads: usize) -> Gpt2<'a> {
-        Gpt2 { n_threads: n_threads.max(1), ..self }
+        Gpt2 { threads: Threads::new(n_threads), ..self }
     }
 
     /// The sizes.
@@ -81,22 +81,27 @@ impl<'a> Gpt2<'a> {
     ///
     /// Fails with `Mismatch` if `ids` is empty, longer than the context, or holds an id outside the vocabulary.
     pub fn forward(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let x = self.forward_whole(ids)?; // (emb, tokens)
-        let mut logits = vec![0.0; ids.len() * self.config.vocab_size]; // (tokens, vocab)
-        self.head(&x, ids.len(), &mut logits);
-        Ok(logits)
+        self.check_ids(ids, 0)?;
+        Ok(self.threads.run(|| {
+            let x = self.whole(ids); // (emb, tokens)
+            let mut logits = vec![0.0; ids.len() * self.config.vocab_size]; // (tokens, vocab)
+            self.head(&x, ids.len(), &mut logits);
+            logits
+        }))
     }
 
     /// The logits of the last position, `(vocab)`: what [`Gpt2::forward`] ends with, for less work.
     pub fn forward_last(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let x = self.forward_whole(ids)?;
-        Ok(self.last_logits(&x, ids.len()))
+        self.check_ids(ids, 0)?;
+        Ok(self.threads.run(|| self.last_logits(&self.whole(ids), ids.len())))
     }
 
     /// The logits of the last position of the tokens in `cache` and `ids` after them.
     pub(crate) fn forward_cached(&self, ids: &[u32], cache: &mut Cache) -> Vec<f32> {
-        let x = self.blocks(ids, cache);
-        self.last_logits(&x, ids.len())
+        self.threads.run(|| {
+            let x = self.blocks(ids, cache);
+            self.last_logits(&x, ids.len())
+        })
     }
 
     /// Fails with `Mismatch` unless the model can take `ids` and `n_new` more.
@@ -132,9 +137,8 @@ impl<'a> Gpt2<'a> {
         masks.any(|mask| (0..n_tokens).any(|query| is_ahead(mask, query)))
     }
 
-    fn forward_whole(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.check_ids(ids, 0)?;
-        Ok(self.blocks(ids, &mut Cache::for_one_layer_at_a_time(&self.config, ids.len())))
+    fn whole(&self, ids: &[u32]) -> Vec<f32> {
+        self.blocks(ids, &mut Cache::for_one_layer_at_a_time(&self.config, ids.len()))
     }
 
     /// Everything but the head: `ids`, which come after the tokens in `cache`, to `(emb, tokens)`.
@@ -150,7 +154,7 @@ impl<'a> Gpt2<'a> {
             layer_norm(block.norm1, &x, &mut normed, tokens);
             let [keys, values] = &mut cache.layers[layer % n_cached];
             let attention = Attention { block, head_dim: self.config.head_dim(), tokens, n_seen, capacity };
-            attention.run(&normed, keys, values, &mut mixed, self.n_threads);
+            attention.run(&normed, keys, values, &mut mixed, &self.threads);
             self.linear(Target::Add, block.output, &mixed, tokens, &mut x, |_| ());
 
             layer_norm(block.norm2, &x, &mut normed, tokens);
@@ -184,8 +188,11 @@ impl<'a> Gpt2<'a> {
         y: &mut [f32],
         then: fn(&mut [f32]),
     ) {
-        for_each(split_rows(y, tokens, 1, self.n_threads), |(outputs, y)| {
-            apply(into, layer.outputs(outputs), x, y, tokens, tokens);
+        let [_, n_in] = layer.weight.shape();
+        let x = Columns::new(Matrix::rows(x, [n_in, tokens], tokens));
+        let n_shares = n_shares(layer, &self.threads);
+        self.threads.for_each(split_rows(y, tokens, 1, n_shares), |(outputs, y)| {
+            apply(into, layer.outputs(outputs), &x, y, tokens);
             then(y);
         });
     }
@@ -196,18 +203,21 @@ impl<'a> Gpt2<'a> {
         const N_TURNED: usize = 256;
         let head = self.weights.head; // (vocab, emb)
         let [vocab_size, emb_dim] = head.shape();
-        let x = Matrix::rows(x, [emb_dim, tokens], tokens);
+        let x = Columns::new(Matrix::rows(x, [emb_dim, tokens], tokens));
         let mut rests: Vec<&mut [f32]> = logits.chunks_exact_mut(vocab_size).collect(); // tokens × (rest of vocab)
-        let tasks = shares(vocab_size, self.n_threads).map(|vocab| {
-            let rows: Vec<_> = rests.iter_mut().filter_map(|it| it.split_off_mut(..vocab.len())).collect();
-            (vocab, rows)
-        });
-        for_each(tasks, |(vocab, mut rows)| {
+        let tasks: Vec<_> = shares(vocab_size, SHARES_PER_THREAD * self.threads.n())
+            .map(|vocab| {
+                let rows: Vec<_> =
+                    rests.iter_mut().filter_map(|it| it.split_off_mut(..vocab.len())).collect();
+                (vocab, rows)
+            })
+            .collect();
+        self.threads.for_each(tasks.into_iter(), |(vocab, mut rows)| {
             let mut turned = vec![0.0; N_TURNED * tokens]; // (some of vocab, tokens)
             for start in vocab.clone().step_by(N_TURNED) {
                 let part = start..vocab.end.min(start + N_TURNED);
                 let weight = head.slice_rows(part.clone());
-                multiply(Target::Overwrite, &mut turned, tokens, 1.0, weight, x);
+                multiply(Target::Overwrite, &mut turned, tokens, 1.0, weight, &x);
                 for (token, row) in rows.iter_mut().enumerate() {
                     let row = &mut row[part.start - vocab.start..part.end - vocab.start];
                     let column = turned.iter().skip(token).step_by(tokens);
@@ -225,8 +235,18 @@ impl<'a> Gpt2<'a> {
     }
 }
 
+/// Parts for each thread, so that one that is held up leaves some of its parts to the others.
+const SHARES_PER_THREAD: usize = 4;
+
+/// Into how many parts the outputs of a layer are cut.
+fn n_shares(layer: Linear<'_>, threads: &Threads) -> usize {
+    // Where an output's weights do not lie side by side, a part is a piece of every row: long pieces are read faster.
+    if layer.weight.has_contiguous_rows() { SHARES_PER_THREAD * threads.n() } else { threads.n() }
+}
+
 /// `y = layer(x)`, or `y += layer(x)`, on this thread: `(in, tokens)` to `(out, tokens)`, rows of `y` `y_step` apart.
-fn apply(into: Target, layer: Linear<'_>, x: &[f32], y: &mut [f32], y_step: usize, tokens: usize) {
+fn apply(into: Target, layer: Linear<'_>, x: &Columns<'_>, y: &mut [f32], y_step: usize) {
+    let [_, tokens] = x.shape();
     for (row, &bias) in y.chunks_mut(y_step).zip(layer.bias) {
         let row = &mut row[..tokens];
         match into {
@@ -234,8 +254,7 @@ fn apply(into: Target, layer: Linear<'_>, x: &[f32], y: &mut [f32], y_step: usiz
             Target::Add => row.iter_mut().for_each(|it| *it += bias),
         }
     }
-    let [_, n_in] = layer.weight.shape();
-    multiply(Target::Add, y, y_step, 1.0, layer.weight, Matrix::rows(x, [n_in, tokens], tokens));
+    multiply(Target::Add, y, y_step, 1.0, layer.weight, x);
 }
 
 /// Self-attention of `tokens` new tokens over them and the `n_seen` before.
@@ -250,20 +269,25 @@ struct Attention<'b, 'a> {
 impl Attention<'_, '_> {
     /// From the normed `x` to the heads' mixed values, both `(emb, tokens)`, the heads split over threads; the new keys
     /// and values, `(emb, capacity)`, come to stand after those that were seen.
-    fn run(&self, x: &[f32], keys: &mut [f32], values: &mut [f32], mixed: &mut [f32], n_threads: usize) {
-        let split = |rows, row_len| split_rows(rows, row_len, self.head_dim, n_threads);
+    fn run(&self, x: &[f32], keys: &mut [f32], values: &mut [f32], mixed: &mut [f32], threads: &Threads) {
+        let x = Columns::new(Matrix::rows(x, [self.block.query.weight.shape()[1], self.tokens], self.tokens));
+        let n_shares = n_shares(self.block.query, threads);
+        let split = |rows, row_len| split_rows(rows, row_len, self.head_dim, n_shares);
         let kept = split(keys, self.capacity).zip(split(values, self.capacity));
-        for_each(kept.zip(split(mixed, self.tokens)), |(((heads, keys), (_, values)), (_, mixed))| {
-            let features = heads.start * self.head_dim..heads.end * self.head_dim;
-            self.some_heads(features, x, keys, values, mixed);
-        });
+        threads.for_each(
+            kept.zip(split(mixed, self.tokens)),
+            |(((heads, keys), (_, values)), (_, mixed))| {
+                let features = heads.start * self.head_dim..heads.end * self.head_dim;
+                self.some_heads(features, &x, keys, values, mixed);
+            },
+        );
     }
 
     /// The heads that compute `features`; `keys`, `values` and `mixed` hold their rows only.
     fn some_heads(
         &self,
         features: std::ops::Range<usize>,
-        x: &[f32],
+        x: &Columns<'_>,
         keys: &mut [f32],
         values: &mut [f32],
         mixed: &mut [f32],
@@ -272,9 +296,9 @@ impl Attention<'_, '_> {
         let n_keys = n_seen + tokens;
         let mut queries = vec![0.0; features.len() * tokens]; // (features, tokens)
         let into = Target::Overwrite;
-        apply(into, block.query.outputs(features.clone()), x, &mut queries, tokens, tokens);
-        apply(into, block.key.outputs(features.clone()), x, &mut keys[n_seen..], capacity, tokens);
-        apply(into, block.value.outputs(features.clone()), x, &mut values[n_seen..], capacity, tokens);
+        apply(into, block.query.outputs(features.clone()), x, &mut queries, tokens);
+        apply(into, block.key.outputs(features.clone()), x, &mut keys[n_seen..], capacity);
+        apply(into, block.value.outputs(features.clone()), x, &mut values[n_seen..], capacity);
 
         let factor = 1.0 / (head_dim as f32).sqrt();
         let mut scores = vec![0.0; tokens * n_keys]; // (tokens, keys)
@@ -283,14 +307,14 @@ impl Attention<'_, '_> {
             let query = Matrix::rows(&queries[first * tokens..], [head_dim, tokens], tokens);
             let key = Matrix::rows(&keys[first * capacity..], [head_dim, n_keys], capacity);
             let value = Matrix::rows(&values[first * capacity..], [head_dim, n_keys], capacity);
-            multiply(Target::Overwrite, &mut scores, n_keys, factor, query.transposed(), key);
+            multiply(Target::Overwrite, &mut scores, n_keys, factor, query.transposed(), &Columns::new(key));
             for (token, row) in scores.chunks_exact_mut(n_keys).enumerate() {
                 block.mask.hide(n_seen + token, row);
                 softmax(row);
             }
             let scores = Matrix::rows(&scores, [tokens, n_keys], n_keys);
             let mixed = &mut mixed[first * tokens..(first + head_dim) * tokens];
-            multiply(Target::Overwrite, mixed, tokens, 1.0, value, scores.transposed());
+            multiply(Target::Overwrite, mixed, tokens, 1.0, value, &Columns::new(scores.transposed()));
         }
     }
 }

@@ -1,10 +1,7 @@
-//! Threads for the length of one operation, and who does what part of it.
+//! The threads of a pass, and who does what part of an operation.
 
-use std::{
-    ops::Range,
-    sync::{Mutex, PoisonError},
-    thread,
-};
+use rayon_core::{ThreadPool, ThreadPoolBuilder};
+use std::ops::Range;
 
 /// Cuts `0..n` into at most `n_shares` ranges whose lengths differ by one at most; none is empty.
 pub(crate) fn shares(n: usize, n_shares: usize) -> impl Iterator<Item = Range<usize>> {
@@ -28,25 +25,38 @@ pub(crate) fn split_rows(
     })
 }
 
-/// Does `work` on every task, each on a thread of its own but for the last, which the calling thread does, with those
-/// for which the system has no thread.
-pub(crate) fn for_each<T: Send>(tasks: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
-    let tasks: Vec<Mutex<Option<T>>> = tasks.map(|it| Mutex::new(Some(it))).collect();
-    // A task is taken out before the work, so the lock cannot be poisoned by it.
-    let run = |task: &Mutex<Option<T>>| {
-        let task = task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        task.into_iter().for_each(&work);
-    };
-    let run = &run;
-    thread::scope(|scope| {
-        let Some((last, others)) = tasks.split_last() else { return };
-        for task in others {
-            if thread::Builder::new().spawn_scoped(scope, move || run(task)).is_err() {
-                run(task);
-            }
+/// Threads that wait for the next operation: a pass has hundreds, too short to start threads for each.
+pub(crate) struct Threads {
+    /// `None`: the calling thread does everything.
+    pool: Option<ThreadPool>,
+}
+
+impl Threads {
+    /// At most `n_threads`; only the calling one if the system has no more.
+    pub(crate) fn new(n_threads: usize) -> Threads {
+        let start = || ThreadPoolBuilder::new().num_threads(n_threads).build().ok();
+        Threads { pool: (n_threads > 1).then(start).flatten() }
+    }
+
+    /// How many work at the same time.
+    pub(crate) fn n(&self) -> usize {
+        self.pool.as_ref().map_or(1, ThreadPool::current_num_threads)
+    }
+
+    /// Does `work` on one of the threads, from which [`Threads::for_each`] does not have to change over.
+    pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
         }
-        run(last);
-    });
+    }
+
+    /// Does `work` on every task, each on the first thread that is free.
+    pub(crate) fn for_each<T: Send>(&self, tasks: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+        let Some(pool) = &self.pool else { return tasks.for_each(work) };
+        let work = &work;
+        pool.scope(|scope| tasks.for_each(|task| scope.spawn(move |_| work(task))));
+    }
 }
 
 #[cfg(test)]
@@ -65,14 +75,18 @@ mod tests {
 
     #[test]
     fn split_rows_go_with_their_groups_and_every_task_runs_once() {
-        let mut rows = vec![0.0; 5 * 2 * 3];
-        for_each(split_rows(&mut rows, 3, 2, 4), |(groups, share)| {
-            assert_eq!(share.len(), groups.len() * 6);
-            share
-                .chunks_mut(6)
-                .zip(groups)
-                .for_each(|(group, at)| group.iter_mut().for_each(|it| *it += at as f32));
-        });
-        assert!(rows.iter().enumerate().all(|(at, &it)| it == (at / 6) as f32), "{rows:?}");
+        for n_threads in 0..4 {
+            let threads = Threads::new(n_threads);
+            assert_eq!(threads.n(), n_threads.max(1));
+            let mut rows = vec![0.0; 5 * 2 * 3];
+            threads.for_each(split_rows(&mut rows, 3, 2, 4), |(groups, share)| {
+                assert_eq!(share.len(), groups.len() * 6);
+                share
+                    .chunks_mut(6)
+                    .zip(groups)
+                    .for_each(|(group, at)| group.iter_mut().for_each(|it| *it += at as f32));
+            });
+            assert!(rows.iter().enumerate().all(|(at, &it)| it == (at / 6) as f32), "{rows:?}");
+        }
     }
 }

@@ -38,12 +38,22 @@ pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
     out::words(&format!("{} tokens in {} s", args.tokens.len(), human::seconds(forward_s)));
     for (token, row) in args.tokens.iter().zip(logits.chunks(vocab_size)) {
         let mut best: Vec<_> = row.iter().copied().enumerate().collect();
-        best.sort_by(|one, other| other.1.total_cmp(&one.1));
-        let best = best.iter().take(5).map(|(id, logit)| format!("{id} ({logit:.4})"));
+        // The vocabulary is long: only what is shown is sorted. The first of equal logits is the better.
+        let order =
+            |one: &(usize, f32), other: &(usize, f32)| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0));
+        if best.len() > N_SHOWN {
+            best.select_nth_unstable_by(N_SHOWN, order);
+            best.truncate(N_SHOWN);
+        }
+        best.sort_unstable_by(order);
+        let best = best.iter().map(|(id, logit)| format!("{id} ({logit:.4})"));
         out::result(&format!("after {token:>5}: {}", best.collect::<Vec<_>>().join(", ")));
     }
     Ok(())
 }
+
+/// Of the logits after a token, those that are shown.
+const N_SHOWN: usize = 5;
 
 pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     let (loaded, kind) = load(&args.file, &args.how, args.heads)?;

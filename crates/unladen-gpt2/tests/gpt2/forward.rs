@@ -201,3 +201,22 @@ fn ids_that_the_model_cannot_take_are_named() {
     assert!(gpt2.generate(&[1; 10], usize::MAX, None).is_err());
     assert_eq!(gpt2.generate(&[1; 10], 0, None).unwrap().count(), 0);
 }
+
+#[test]
+fn logits_are_the_same_however_many_tokens_are_computed_together() {
+    for (file, is_turned) in [("notebook", false), ("notebook", true), ("hf", false), ("hf", true)] {
+        let mut tensors = load(&format!("{file}.safetensors"));
+        for tensor in tensors.iter_mut().filter(|it| is_turned && it.shape.len() == 2) {
+            *tensor = tensor.stored_transposed();
+        }
+        let state = owned(&tensors);
+        let gpt2 = Gpt2::of(&state, N_HEADS).unwrap().unwrap();
+        let ids: Vec<u32> = ids().into_iter().cycle().take(gpt2.config().context_length.min(20)).collect();
+        let all = gpt2.forward(&ids).unwrap();
+        for n_tokens in 1..10 {
+            let few = gpt2.forward(&ids[..n_tokens]).unwrap();
+            let deviation = deviation(&few, &all[..few.len()]);
+            assert!(deviation < 1e-5, "{file}, {n_tokens} tokens: {deviation}");
+        }
+    }
+}
