@@ -8,14 +8,14 @@ mod items;
 mod options;
 mod place;
 mod size;
+mod staging;
 mod steps;
 mod strategy;
 
 pub use options::{DEFAULT_HOST_BUDGET_BYTES, Intent, Machine, PlanOptions};
 pub use size::STACK_BYTES;
-pub use steps::{
-    Change, Copy, Fill, Gather, PLACED_BYTES, Part, Read, SlotId, Span, Step, Way, source_room_bytes,
-};
+pub use staging::{PLACED_BYTES, source_room_bytes};
+pub use steps::{Change, Copy, Fill, Gather, Part, Read, SlotId, Span, Step, Way};
 pub use strategy::Strategy;
 
 use crate::{

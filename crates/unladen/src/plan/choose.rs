@@ -4,7 +4,8 @@ use super::{
     Intent, LoadPlan, Machine, PlanOptions, Strategy,
     items::{Item, items},
     size::bookkeeping_bytes,
-    steps::{Ring, Step, Steps},
+    staging::Ring,
+    steps::{Step, Steps},
     strategy::{self, Generator},
 };
 use crate::{
@@ -147,10 +148,15 @@ impl<'a> Request<'a> {
         let chunks =
             std::iter::successors(Some(largest), |it| Some(it / 2)).take_while(|it| *it >= MIN_CHUNK_BYTES);
         let places_pages = self.machine.places_pages;
-        let wide = chunks.map(move |chunk_bytes| Ring { n_threads, chunk_bytes, places_pages });
+        let is_cached = self.machine.io.iter().all(|it| *it == IoPath::Buffered);
+        let wide = chunks.map(move |chunk_bytes| Ring { n_threads, chunk_bytes, places_pages, is_cached });
         let fewer = std::iter::successors(Some(n_threads), |it| Some(it / 2)).take_while(|it| *it >= 1);
-        let narrow =
-            fewer.map(|n_threads| Ring { n_threads, chunk_bytes: MIN_CHUNK_BYTES, places_pages: false });
+        let narrow = fewer.map(move |n_threads| Ring {
+            n_threads,
+            chunk_bytes: MIN_CHUNK_BYTES,
+            places_pages: false,
+            is_cached,
+        });
         wide.chain(narrow)
     }
 

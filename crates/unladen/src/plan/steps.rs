@@ -1,5 +1,6 @@
 //! The vocabulary of plans: what a load can do, and to which bytes.
 
+use super::staging::{Ring, Room, room};
 use crate::{
     dtype::{DType, Resolve},
     memory::{PAGE_BYTES, Space},
@@ -194,40 +195,6 @@ pub enum Step {
     },
 }
 
-/// How many bytes of a file go through the processor's cache at a time.
-pub const PLACED_BYTES: u64 = 256 << 10;
-
-/// How the staging of a plan is cut.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ring {
-    /// Threads, each with a buffer.
-    pub(super) n_threads: usize,
-    /// Bytes of a file that a buffer takes.
-    pub(super) chunk_bytes: u64,
-    /// Pages are put in place, by way of the buffers.
-    pub(super) places_pages: bool,
-}
-
-/// The part of a staging buffer for bytes as the file has them: a chunk, and whole pages on either side of it.
-pub fn source_room_bytes(chunk_bytes: u64) -> u64 {
-    chunk_bytes.next_multiple_of(PAGE_BYTES) + 2 * PAGE_BYTES
-}
-
-/// The part of a staging buffer for elements that were cast: none if none are.
-fn target_room_bytes(chunk_bytes: u64, reads: &[Read]) -> u64 {
-    let room = |change: &Change| match change.from == change.to {
-        true => 0,
-        false => chunk_bytes / change.from.size_bytes() * change.to.size_bytes(),
-    };
-    let of_read = |read: &Read| match &read.way {
-        Way::Plain => 0,
-        Way::Elements(change) => room(change),
-        Way::Parts(parts) => parts.iter().map(|it| room(&it.change)).max().unwrap_or(0),
-        Way::Gather(gathers) => gathers.iter().map(|it| room(&it.change)).max().unwrap_or(0),
-    };
-    reads.iter().map(of_read).max().unwrap_or(0).next_multiple_of(PAGE_BYTES)
-}
-
 /// Steps in the making.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
@@ -281,10 +248,7 @@ impl Steps {
     /// Reads, with staging around them if any of it needs some. `placed`: a slot whose pages may be put in place.
     pub(super) fn stream(&mut self, reads: Vec<Read>, ring: Ring, placed: Option<SlotId>) {
         let placed = placed.filter(|_| ring.places_pages);
-        let is_staged = reads.iter().any(|it| it.way != Way::Plain);
-        let chunk_bytes = if is_staged { ring.chunk_bytes } else { ring.chunk_bytes.min(PLACED_BYTES) };
-        let n_buffers = if is_staged || placed.is_some() { ring.n_threads } else { 0 };
-        let buffer_bytes = source_room_bytes(chunk_bytes) + target_room_bytes(chunk_bytes, &reads);
+        let Room { chunk_bytes, buffer_bytes, n_buffers } = room(&reads, ring, placed.is_some());
         let staging: Vec<_> =
             (0..n_buffers).map(|_| self.reserve(Space::Staging, buffer_bytes, "staging", None)).collect();
         self.push(Step::Stream { staging: staging.clone(), chunk_bytes, placed, reads });

@@ -5,7 +5,8 @@ use super::{
     Machine,
     items::{Item, place_of, plain_run},
     place::{self, Place, packed, read_of},
-    steps::{Copy, Fill, Ring, SlotId, Span, Step, Steps},
+    staging::Ring,
+    steps::{Copy, Fill, SlotId, Span, Step, Steps},
 };
 use crate::{
     checkpoint::Checkpoint,

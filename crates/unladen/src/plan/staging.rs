@@ -1,0 +1,93 @@
+//! How much staging some reads need: as much as they will touch, so that what is reserved is what is used.
+
+use super::steps::{Change, Read, Way};
+use crate::{memory::PAGE_BYTES, tensor::Side};
+
+/// How many bytes of a file go through the processor's cache at a time.
+pub const PLACED_BYTES: u64 = 256 << 10;
+
+/// How the staging of a plan is cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ring {
+    /// Threads, each with a buffer.
+    pub(super) n_threads: usize,
+    /// Bytes of a file that a buffer takes.
+    pub(super) chunk_bytes: u64,
+    /// Pages are put in place, by way of the buffers.
+    pub(super) places_pages: bool,
+    /// All files come from the page cache: elements are changed while they are in the processor's.
+    pub(super) is_cached: bool,
+}
+
+/// Buffers for some reads.
+pub(super) struct Room {
+    /// Bytes of a file that a buffer takes at a time.
+    pub(super) chunk_bytes: u64,
+    /// What it is as a whole.
+    pub(super) buffer_bytes: u64,
+    pub(super) n_buffers: usize,
+}
+
+/// The buffers for some reads. `is_placed`: pages of large tensors are put in place.
+pub(super) fn room(reads: &[Read], ring: Ring, is_placed: bool) -> Room {
+    let limit_bytes = |read: &Read| match &read.way {
+        Way::Plain if !is_placed => 0,
+        Way::Plain => ring.chunk_bytes.min(PLACED_BYTES),
+        Way::Elements(_) if ring.is_cached => ring.chunk_bytes.min(PLACED_BYTES),
+        Way::Elements(_) | Way::Parts(_) | Way::Gather(_) => ring.chunk_bytes,
+    };
+    let used_bytes = |read: &Read| limit_bytes(read).min(span_bytes(read));
+    let used = reads.iter().map(used_bytes).max().unwrap_or(0);
+    // No less than an element, which no cut divides.
+    let chunk_bytes = used.next_multiple_of(PAGE_BYTES);
+    let cast_bytes =
+        reads.iter().map(|read| cast_bytes(read, used_bytes(read), is_placed)).max().unwrap_or(0);
+    let is_all_staged = is_placed || reads.iter().all(|it| it.way != Way::Plain);
+    let n_pieces: u64 = reads.iter().map(|read| n_pieces(read, limit_bytes(read))).sum();
+    let n_buffers = match used {
+        0 => 0,
+        // A thread without a buffer could not take what another needs one for.
+        _ if !is_all_staged => ring.n_threads,
+        _ => ring.n_threads.min(n_pieces as usize),
+    };
+    let buffer_bytes = source_room_bytes(chunk_bytes) + cast_bytes.next_multiple_of(PAGE_BYTES);
+    Room { chunk_bytes, buffer_bytes, n_buffers }
+}
+
+/// The part of a staging buffer for bytes as the file has them: a chunk, and whole pages on either side of it.
+pub fn source_room_bytes(chunk_bytes: u64) -> u64 {
+    chunk_bytes.next_multiple_of(PAGE_BYTES) + 2 * PAGE_BYTES
+}
+
+/// The most that a read would take at once if there were no limit.
+fn span_bytes(read: &Read) -> u64 {
+    match &read.way {
+        Way::Plain | Way::Elements(_) | Way::Parts(_) => read.len_bytes,
+        Way::Gather(gathers) => {
+            let span = |it: &super::Gather| it.change.source_bytes(it.block.span_bytes(Side::Source));
+            gathers.iter().map(span).max().unwrap_or(0)
+        }
+    }
+}
+
+/// The part of a staging buffer for elements that were cast: none if they are cast straight to where they stay.
+fn cast_bytes(read: &Read, used_bytes: u64, is_placed: bool) -> u64 {
+    let room = |change: &Change| match change.from == change.to {
+        true => 0,
+        // A piece that is placed is whole pages.
+        false => change.target_bytes(used_bytes + change.from.size_bytes()).next_multiple_of(PAGE_BYTES),
+    };
+    match &read.way {
+        Way::Elements(change) if is_placed => room(change),
+        Way::Plain | Way::Elements(_) | Way::Parts(_) => 0,
+        Way::Gather(gathers) => gathers.iter().map(|it| room(&it.change)).max().unwrap_or(0),
+    }
+}
+
+/// Pieces that different threads may take.
+fn n_pieces(read: &Read, limit_bytes: u64) -> u64 {
+    match read.way {
+        Way::Plain | Way::Elements(_) => read.len_bytes.div_ceil(limit_bytes.max(1)),
+        Way::Parts(_) | Way::Gather(_) => 1,
+    }
+}
