@@ -1,6 +1,7 @@
 //! A tensor as data: its name, its layout and where its bytes are. No I/O.
 
 mod block;
+mod gather;
 mod layout;
 
 pub use block::{Axis, Block, Parts, Side, Window};

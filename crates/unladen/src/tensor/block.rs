@@ -218,66 +218,6 @@ impl Block {
         };
         Cut { block: self, axis, step, next: 0 }
     }
-
-    /// Copies the block. `source` and `target` start at the bytes that `source_byte` and `target_byte` count from.
-    pub fn gather(&self, source: &[u8], target: &mut [u8]) {
-        self.for_each_row(|source_byte, target_byte, inner| match self.run_bytes {
-            1 => copy_runs::<1>(inner, &source[source_byte..], &mut target[target_byte..]),
-            2 => copy_runs::<2>(inner, &source[source_byte..], &mut target[target_byte..]),
-            4 => copy_runs::<4>(inner, &source[source_byte..], &mut target[target_byte..]),
-            8 => copy_runs::<8>(inner, &source[source_byte..], &mut target[target_byte..]),
-            16 => copy_runs::<16>(inner, &source[source_byte..], &mut target[target_byte..]),
-            run_bytes => {
-                let (mut from, mut to) = (source_byte, target_byte);
-                for _ in 0..inner.len {
-                    target[to..to + run_bytes as usize]
-                        .copy_from_slice(&source[from..from + run_bytes as usize]);
-                    (from, to) =
-                        (from + inner.source_step_bytes as usize, to + inner.target_step_bytes as usize);
-                }
-            }
-        });
-    }
-
-    /// Calls `run` with every contiguous run that [`Block::gather`] writes: where it starts in the target, its length.
-    pub fn for_each_target_run(&self, mut run: impl FnMut(usize, usize)) {
-        self.for_each_row(|_, target_byte, inner| {
-            for number in 0..inner.len {
-                run(target_byte + (number * inner.target_step_bytes) as usize, self.run_bytes as usize);
-            }
-        });
-    }
-
-    /// Calls `row` with the place on either side where each turn of the innermost axis starts.
-    fn for_each_row(&self, mut row: impl FnMut(usize, usize, Axis)) {
-        // The innermost loop runs over the last axis; the others turn like an odometer.
-        let (outer, inner) = match self.axes.split_last() {
-            Some((inner, outer)) => (outer, *inner),
-            None => (&[][..], Axis { len: 1, source_step_bytes: 0, target_step_bytes: 0 }),
-        };
-        let mut index = Dims::from_elem(0, outer.len());
-        let (mut source_byte, mut target_byte) = (self.source_byte as usize, self.target_byte as usize);
-        loop {
-            row(source_byte, target_byte, inner);
-            let mut dim = outer.len();
-            loop {
-                if dim == 0 {
-                    return;
-                }
-                dim -= 1;
-                let axis = outer[dim];
-                index[dim] += 1;
-                source_byte += axis.source_step_bytes as usize;
-                target_byte += axis.target_step_bytes as usize;
-                if index[dim] < axis.len {
-                    break;
-                }
-                index[dim] = 0;
-                source_byte -= (axis.len * axis.source_step_bytes) as usize;
-                target_byte -= (axis.len * axis.target_step_bytes) as usize;
-            }
-        }
-    }
 }
 
 /// The parts that [`Block::split`] cuts, in order.
@@ -347,15 +287,6 @@ impl Iterator for Parts {
             }
             self.cuts.push(block.cut(self.side, self.max_bytes));
         }
-    }
-}
-
-/// `inner.len` runs of `N` bytes, with a length that the compiler knows.
-fn copy_runs<const N: usize>(inner: Axis, source: &[u8], target: &mut [u8]) {
-    let (mut from, mut to) = (0, 0);
-    for _ in 0..inner.len {
-        target[to..to + N].copy_from_slice(&source[from..from + N]);
-        (from, to) = (from + inner.source_step_bytes as usize, to + inner.target_step_bytes as usize);
     }
 }
 
