@@ -25,6 +25,11 @@ const NAMES: &[(IoPath, &str)] = &[
 ];
 
 impl IoPath {
+    /// True if it is for files of which the page cache holds most: they come at the speed of memory.
+    pub fn is_mostly_cached(self) -> bool {
+        matches!(self, IoPath::Buffered | IoPath::Mixed)
+    }
+
     /// Every way there is.
     pub fn all() -> impl Iterator<Item = IoPath> {
         NAMES.iter().map(|(path, _)| *path)

@@ -130,7 +130,7 @@ impl<'s, 'p> Iterator for Cutter<'s, 'p> {
                 (to_boundary, to_boundary)
             }
             Way::Elements(change) => {
-                let is_cached = self.stream.path(read.file) == IoPath::Buffered;
+                let is_cached = self.stream.path(read.file).is_mostly_cached();
                 let chunk_bytes =
                     self.stream.chunk_bytes.min(if is_cached { PLACED_BYTES } else { u64::MAX });
                 let n_elems = (chunk_bytes / change.from.size_bytes()).max(1);

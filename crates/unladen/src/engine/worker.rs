@@ -95,6 +95,16 @@ struct Read {
     len_bytes: u64,
 }
 
+impl Read {
+    /// Bytes of a staging buffer before those that were asked for.
+    fn lead_bytes(&self) -> u64 {
+        match self.path {
+            IoPath::Direct | IoPath::Mixed => self.start_byte % PAGE_BYTES,
+            IoPath::Buffered | IoPath::DropBehind => 0,
+        }
+    }
+}
+
 impl Staging<'_> {
     /// Bytes as they are.
     fn plain(&mut self, read: &Read, target: &mut [u8], placing: Option<&Placing>) -> Result<()> {
@@ -134,7 +144,9 @@ impl Staging<'_> {
         };
         let room_bytes = target.len();
         let placed = if change.from == change.to {
-            // Staging has a page to spare, and the bytes start where it does: nothing is placed that was read directly.
+            // What is placed starts a page, and staging has pages to spare.
+            let lead_bytes = read.lead_bytes() as usize;
+            self.source.copy_within(lead_bytes..lead_bytes + len_bytes, 0);
             self.source.get_mut(..room_bytes)
         } else {
             let cast = self.cast.get_mut(..room_bytes).ok_or_else(too_small)?;
@@ -199,10 +211,7 @@ impl Staging<'_> {
 
 /// Reads into a staging buffer; returns the bytes that were asked for. What comes past the page cache comes in whole pages.
 fn fill<'b>(buffer: &'b mut [u8], read: &Read) -> Result<&'b mut [u8]> {
-    let lead_bytes = match read.path {
-        IoPath::Direct | IoPath::Mixed => read.start_byte % PAGE_BYTES,
-        IoPath::Buffered | IoPath::DropBehind => 0,
-    };
+    let lead_bytes = read.lead_bytes();
     let need_bytes = (lead_bytes + read.len_bytes) as usize;
     let room = need_bytes.next_multiple_of(PAGE_BYTES as usize).min(buffer.len());
     let (bytes, _) = buffer.split_at_mut_checked(room.max(need_bytes)).ok_or_else(too_small)?;

@@ -54,7 +54,7 @@ fn choose(file: &FileSource, allowed_bytes: &mut u64) -> IoPath {
     }
     match file.can_read_direct() {
         false => IoPath::DropBehind,
-        true if cached_bytes < len_bytes / 16 => IoPath::Direct,
+        true if cached_bytes < len_bytes / 2 => IoPath::Direct,
         true => IoPath::Mixed,
     }
 }

@@ -140,7 +140,7 @@ impl<'a> Request<'a> {
     /// Sizes of staging from the fastest to the leanest. They do not depend on the budget, so that the leanest tells the
     /// smallest budget.
     fn rings(&self) -> impl Iterator<Item = Ring> {
-        let is_direct = self.machine.io.iter().any(|it| matches!(it, IoPath::Direct | IoPath::Mixed));
+        let is_direct = self.machine.io.contains(&IoPath::Direct);
         let suggested = self.machine.n_cores.clamp(1, MAX_THREADS);
         let suggested = if is_direct { suggested.max(MIN_DIRECT_THREADS) } else { suggested };
         let n_threads = self.options.n_threads.unwrap_or(suggested).max(1);
@@ -148,7 +148,7 @@ impl<'a> Request<'a> {
         let chunks =
             std::iter::successors(Some(largest), |it| Some(it / 2)).take_while(|it| *it >= MIN_CHUNK_BYTES);
         let places_pages = self.machine.places_pages;
-        let is_cached = self.machine.io.iter().all(|it| *it == IoPath::Buffered);
+        let is_cached = self.machine.io.iter().all(|it| it.is_mostly_cached());
         let wide = chunks.map(move |chunk_bytes| Ring { n_threads, chunk_bytes, places_pages, is_cached });
         let fewer = std::iter::successors(Some(n_threads), |it| Some(it / 2)).take_while(|it| *it >= 1);
         let narrow = fewer.map(move |n_threads| Ring {

@@ -57,7 +57,7 @@ pub(super) struct StateDict {
     pub(super) places: Vec<Place>,
     /// Bytes of the arena for runs in pages of their own.
     pub(super) pages_bytes: u64,
-    /// True if none of the files behind `pages` is read past the page cache, which needs memory that can be touched.
+    /// True if nothing in `pages` is read from the disk in place, which needs memory that can be touched.
     pub(super) can_be_placed: bool,
     /// Bytes of the arena for the rest.
     pub(super) rest_bytes: u64,
@@ -124,7 +124,7 @@ impl StateDict {
             self.reads.push(Read { file, start_byte, len_bytes: end_byte - start_byte, target, way });
             return place;
         }
-        self.can_be_placed &= !past_cache(path);
+        self.can_be_placed &= path != IoPath::Direct;
         let page_byte = self.pages_bytes;
         let in_page = if way == Way::Plain { start_byte % PAGE_BYTES } else { 0 };
         let (first_byte, last_byte) = match way {
