@@ -8,7 +8,8 @@ FOLDER holds what `gpt2_torch.py SIZE FOLDER` wrote. COMMAND may hold {pth}, {st
 
 Rows run in rounds, in an order rotated by one each round, so that a drifting machine and a row's place hit all alike.
 Before a warm row its file is read until the kernel says that at least 99 % is resident; before a cold row the page cache is
-dropped (root). Columns: median, least and most load seconds (imports and process start excluded; "naive", "sequential"
+dropped (root). Columns: median, least and most load seconds, and the median of
+the per-round ratios to the least of the rows whose names begin with "limit" (imports and process start excluded; "naive", "sequential"
 include the random initialisation that the notebook's cells pay); CPU seconds of the whole process; peak anonymous and whole
 resident set over the process's state at the start of its load, polled every 2 ms from outside; peak of the process's own
 memory cgroup, page cache that it was charged for included; the device's peak. Rows whose tensors are views of a mapping that
@@ -215,14 +216,19 @@ def main():
     for i in range(a.runs):
         for name, command in jobs[i % len(jobs):] + jobs[:i % len(jobs)]: rows[name].append(run(a, name, command))
     if a.out: json.dump(rows, open(a.out, "w"), indent=1)
-    print(f"{'row':24}{'load s':>9}{'min':>8}{'max':>8}{'cpu s':>8}{'anon GiB':>10}{'rss GiB':>9}{'cgroup':>8}{'device':>8}  tensors digest")
+    limits = [got for name, got in rows.items() if name.startswith("limit")]
+    def of_limit(got):
+        """Median of the ratios within a round to the least row whose name begins with limit."""
+        ratios = [g["load_s"] / min(limit[i]["load_s"] for limit in limits) for i, g in enumerate(got)] if limits and not any("error" in g for it in limits for g in it) else []
+        return f"{statistics.median(ratios):10.2f}" if ratios else f"{'-':>10}"
+    print(f"{'row':24}{'load s':>9}{'min':>8}{'max':>8}{'of limit':>10}{'cpu s':>8}{'anon GiB':>10}{'rss GiB':>9}{'cgroup':>8}{'device':>8}  tensors digest")
     for name, got in rows.items():
         bad = [g for g in got if "error" in g]
         if bad: print(f"{name:24} FAILED {bad[0]['error']}"); continue
         m = lambda k: statistics.median(g[k] for g in got)
         gib = lambda k: f"{m(k) / 2**30:.2f}" if m(k) >= 0 else "-"
         digests = sorted({g["digest"][:12] for g in got})
-        print(f"{name + '*' * (name in UNTOUCHED and a.device == 'cpu'):24}{m('load_s'):9.3f}{min(g['load_s'] for g in got):8.2f}{max(g['load_s'] for g in got):8.2f}{m('cpu_s'):8.2f}"
+        print(f"{name + '*' * (name in UNTOUCHED and a.device == 'cpu'):24}{m('load_s'):9.3f}{min(g['load_s'] for g in got):8.2f}{max(g['load_s'] for g in got):8.2f}{of_limit(got)}{m('cpu_s'):8.2f}"
               f"{gib('anon'):>10}{gib('rss'):>9}{gib('cgroup'):>8}{gib('device'):>8}  {got[0]['tensors']} {' '.join(digests)}", flush=True)
 
 

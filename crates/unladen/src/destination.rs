@@ -41,6 +41,34 @@ impl Arena<'_> {
     }
 }
 
+/// Memory of the caller for one tensor, row-major: a parameter of a live model, say.
+#[derive(Debug)]
+pub struct TensorBuffer<'a> {
+    /// Element type that the memory is for.
+    pub dtype: DType,
+    /// Sizes, outermost first.
+    pub shape: &'a [u64],
+    /// As many bytes as that takes.
+    pub bytes: &'a mut [u8],
+}
+
+impl<'a> TensorBuffer<'a> {
+    /// The bytes, if they are for a tensor of this layout.
+    ///
+    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if type, shape or length differ.
+    pub fn checked(self, layout: &Layout) -> Result<&'a mut [u8]> {
+        let is_it = self.dtype == layout.dtype() && self.shape == layout.shape();
+        if is_it && self.bytes.len() as u64 == layout.len_bytes() {
+            return Ok(self.bytes);
+        }
+        let say = |dtype, shape, len_bytes| format!("{dtype} {shape:?} of {len_bytes} bytes");
+        let expected = say(layout.dtype(), layout.shape(), layout.len_bytes());
+        let found = say(self.dtype, self.shape, self.bytes.len() as u64);
+        let hint = "fill the model that the checkpoint was saved from, or cast on the way";
+        Err(Fault::new(format!("memory for {expected}"), found).hint(hint).mismatch())
+    }
+}
+
 /// Where a tensor lies in a state dict.
 #[derive(Clone, Debug)]
 pub struct Placed {

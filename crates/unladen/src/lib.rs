@@ -39,7 +39,7 @@ pub mod verify;
 
 pub use cast::Casts;
 pub use checkpoint::{Checkpoint, Format};
-pub use destination::{StateDict, TensorView};
+pub use destination::{StateDict, TensorBuffer, TensorView};
 pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -4,7 +4,7 @@ mod machine;
 
 use crate::{
     checkpoint::Checkpoint,
-    destination::StateDict,
+    destination::{StateDict, TensorBuffer},
     device::Device,
     engine::{self, InitialValues, Io, Run},
     error::{Fault, Result},
@@ -15,7 +15,11 @@ use crate::{
     source::FileSet,
     tensor::{Layout, TensorId},
 };
-use std::{collections::HashMap, ops::Deref, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Deref,
+    path::Path,
+};
 
 /// A checkpoint whose headers were read and whose files are open.
 #[derive(Debug)]
@@ -102,13 +106,15 @@ impl OpenCheckpoint {
         self.run(&self.plan(&PlanOptions::new(strategy))?, RunOptions::default())
     }
 
-    /// Fills memory that exists already: `buffer_for` is asked once per tensor with data, with its name and the row-major
-    /// layout that its bytes will have, casts included.
+    /// Fills memory that exists already, the tensors of a live model: no page of it is new, which is what takes most time
+    /// in a load. `buffer_for` is asked once per tensor with data, with its name and the row-major layout that its bytes
+    /// will have, casts included.
     ///
-    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if there is no buffer for a tensor, or one of another length.
+    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if there is no buffer for a tensor, or one of another type,
+    /// shape or length; nothing is read then.
     pub fn load_into<'a>(
         &self,
-        mut buffer_for: impl FnMut(&str, &Layout) -> Option<&'a mut [u8]>,
+        mut buffer_for: impl FnMut(&str, &Layout) -> Option<TensorBuffer<'a>>,
         plan_options: &PlanOptions,
         options: RunOptions<'_>,
     ) -> Result<Loaded<'a>> {
@@ -117,16 +123,30 @@ impl OpenCheckpoint {
         let layouts: HashMap<TensorId, &Layout> = plan.layouts().collect();
         self.run_with(&plan, options, &mut |id| {
             let name = &self.tensor(id).name;
-            let expected = "a plan that hands over what it fills";
-            let layout =
-                *layouts.get(&id).ok_or_else(|| Fault::new(expected, "none").tensor(name).mismatch())?;
+            let missing = |expected: &str| Fault::new(expected, "none").tensor(name).mismatch();
+            let layout = layouts.get(&id).ok_or_else(|| missing("a plan that hands over what it fills"))?;
             let buffer = buffer_for(name, layout);
-            let found = buffer.as_ref().map_or("none".to_owned(), |it| format!("{} bytes", it.len()));
-            buffer.filter(|it| it.len() as u64 == layout.len_bytes()).ok_or_else(|| {
-                let expected = format!("a buffer of {} bytes", layout.len_bytes());
-                Fault::new(expected, found).tensor(name).mismatch().in_file(&self.path)
-            })
+            let bytes =
+                buffer.ok_or_else(|| missing("memory for each tensor")).and_then(|it| it.checked(layout));
+            bytes.map_err(|error| error.in_tensor(name).in_file(&self.path))
         })
+    }
+
+    /// As [`OpenCheckpoint::load_into`], with all buffers by name.
+    ///
+    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if the names are not those of the checkpoint's tensors.
+    pub fn load_into_buffers<'a>(
+        &self,
+        mut buffers: HashMap<&str, TensorBuffer<'a>>,
+        plan_options: &PlanOptions,
+        options: RunOptions<'_>,
+    ) -> Result<Loaded<'a>> {
+        let known: HashSet<&str> = self.tensors.iter().map(|it| it.name.as_str()).collect();
+        if let Some(name) = buffers.keys().find(|it| !known.contains(*it)) {
+            let fault = Fault::new("names of the checkpoint's tensors", "memory for another").tensor(*name);
+            return Err(fault.mismatch().in_file(&self.path));
+        }
+        self.load_into(|name, _| buffers.remove(name), plan_options, options)
     }
 
     fn run_with<'a>(

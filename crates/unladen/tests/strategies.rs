@@ -6,6 +6,7 @@ use std::{io::Write, path::Path};
 use tempfile::NamedTempFile;
 use unladen::{
     Checkpoint, DType, Error, Format, LoadPlan, OpenCheckpoint, PlanOptions, Progress, RunOptions, Strategy,
+    TensorBuffer,
     engine::{self, Io, Run},
     memory::{Held, Ledger},
     source::{FileSet, FileSource},
@@ -234,23 +235,29 @@ fn memory_of_the_caller_is_filled_in_place() {
     let tensors = vec![tensor("a", &layout), tensor("b", &transposed)];
     let case = case(4096, vec![storage(64, 400, false)], tensors, Vec::new());
     let plan = PlanOptions::default();
+    fn buffer<'a>(shape: &'a [u64], bytes: &'a mut [u8]) -> TensorBuffer<'a> {
+        TensorBuffer { dtype: DType::F32, shape, bytes }
+    }
     let (mut a, mut b) = ([0u8; 400], [0u8; 400]);
     {
-        let mut buffers = [Some(&mut a[..]), Some(&mut b[..])];
-        let loaded = case.open.load_into(
-            |name, _| buffers[usize::from(name == "b")].take(),
-            &plan,
-            RunOptions::default(),
-        );
+        let buffers = [("a", buffer(&[100], &mut a[..])), ("b", buffer(&[5, 20], &mut b[..]))];
+        let loaded = case.open.load_into_buffers(buffers.into(), &plan, RunOptions::default());
         assert_eq!(loaded.unwrap().state.len(), 2);
     }
     assert_eq!((a.to_vec(), b.to_vec()), (expected(&case, 0), expected(&case, 1)));
 
-    let error =
-        case.open.load_into(|_, _| Some(Vec::leak(vec![0; 399])), &plan, RunOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::Mismatch(_)) && error.to_string().contains("`a`"), "{error}");
+    for (dtype, shape, len) in
+        [(DType::F32, &[99u64][..], 400), (DType::I32, &[100], 400), (DType::F32, &[100], 399)]
+    {
+        let wrong = |_: &str, _: &Layout| Some(TensorBuffer { dtype, shape, bytes: Vec::leak(vec![0; len]) });
+        let error = case.open.load_into(wrong, &plan, RunOptions::default()).unwrap_err();
+        assert!(matches!(error, Error::Mismatch(_)) && error.to_string().contains("`a`"), "{error}");
+    }
     let error = case.open.load_into(|_, _| None, &plan, RunOptions::default()).unwrap_err();
     assert!(error.to_string().contains("found none"), "{error}");
+    let stranger = [("c", buffer(&[100], &mut a[..]))];
+    let error = case.open.load_into_buffers(stranger.into(), &plan, RunOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("`c`"), "{error}");
 }
 
 #[test]

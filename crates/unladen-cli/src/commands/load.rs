@@ -16,8 +16,10 @@ use std::{
     time::Instant,
 };
 use unladen::{
-    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, Result, RunOptions, StateDict, Strategy, memory,
+    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, Result, RunOptions, StateDict, Strategy, TensorBuffer,
+    memory,
     memory::{Measured, Method},
+    tensor::Layout,
     verify,
 };
 
@@ -131,19 +133,20 @@ const TOUCH_BYTES: usize = 16 << 20;
 fn refill(path: &Path, args: &LoadArgs, cached_before: &HashMap<PathBuf, Option<u64>>) -> Result<()> {
     let checkpoint = unladen::open(path)?;
     let options = args.how.options(Intent::Private);
-    let mut memory: HashMap<String, Vec<u8>> = HashMap::new();
+    let mut memory: HashMap<&str, (&Layout, Vec<u8>)> = HashMap::new();
     let sizes = LoadPlan::into_caller_memory(&checkpoint, &options, &checkpoint.machine(&options))?;
     for (tensor, layout) in sizes.layouts() {
-        memory.insert(checkpoint.tensor(tensor).name.clone(), vec![0; layout.len_bytes() as usize]);
+        let bytes = vec![0; layout.len_bytes() as usize];
+        memory.insert(&checkpoint.tensor(tensor).name, (layout, bytes));
     }
     let mut fill = |is_measured: bool| {
-        let mut buffers: HashMap<&str, &mut [u8]> =
-            memory.iter_mut().map(|(name, bytes)| (name.as_str(), &mut bytes[..])).collect();
+        let buffers = memory.iter_mut().map(|(name, (layout, bytes))| {
+            (*name, TensorBuffer { dtype: layout.dtype(), shape: layout.shape(), bytes: &mut bytes[..] })
+        });
+        let buffers: HashMap<&str, TensorBuffer<'_>> = buffers.collect();
         let began = Instant::now();
         let run = RunOptions { progress: Some(watch::progress()), ..RunOptions::default() };
-        let load = || {
-            watch::with_bar("filling", || checkpoint.load_into(|name, _| buffers.remove(name), &options, run))
-        };
+        let load = || watch::with_bar("filling", || checkpoint.load_into_buffers(buffers, &options, run));
         let method = Method::HighWater;
         let (loaded, measured) =
             if is_measured { memory::measure(method, load) } else { (load(), Measured::default()) };
