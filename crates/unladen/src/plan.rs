@@ -12,10 +12,7 @@ mod steps;
 mod strategy;
 
 pub use options::{DEFAULT_HOST_BUDGET_BYTES, Intent, Machine, PlanOptions};
-pub use size::STACK_BYTES;
-pub use steps::{
-    Change, Copy, Fill, Gather, PLACED_BYTES, Part, Read, SlotId, Span, Step, Way, source_room_bytes,
-};
+pub use steps::{Change, Copy, Fill, Gather, PLACED_BYTES, Part, Read, SlotId, Span, Step, Way, piece_bytes};
 pub use strategy::Strategy;
 
 use crate::{

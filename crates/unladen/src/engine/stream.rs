@@ -10,8 +10,8 @@ use crate::{
     destination::Arena,
     error::Result,
     io_path::IoPath,
-    memory::{HostBuffer, PAGE_BYTES, Placing},
-    plan::{PLACED_BYTES, Read, SlotId, Way, source_room_bytes},
+    memory::{HostBuffer, PAGE_BYTES, Placing, staging_bytes},
+    plan::{Read, SlotId, Way, piece_bytes},
     tensor::FileId,
 };
 
@@ -62,7 +62,7 @@ impl Stream<'_> {
         });
         let n_workers = if ring.is_empty() { self.n_threads.max(1) } else { ring.len() };
         let mut buffers = ring.iter_mut();
-        let source_room = source_room_bytes(self.chunk_bytes) as usize;
+        let source_room = staging_bytes(self.chunk_bytes) as usize;
         let workers = (0..n_workers).map(|_| Worker::new(buffers.next(), source_room)).collect();
         let cutter = Cutter {
             stream: self,
@@ -130,9 +130,8 @@ impl<'s, 'p> Iterator for Cutter<'s, 'p> {
                 (to_boundary, to_boundary)
             }
             Way::Elements(change) => {
-                let is_cached = self.stream.path(read.file) == IoPath::Buffered;
                 let chunk_bytes =
-                    self.stream.chunk_bytes.min(if is_cached { PLACED_BYTES } else { u64::MAX });
+                    piece_bytes(&read.way, self.stream.path(read.file), self.stream.chunk_bytes);
                 let n_elems = (chunk_bytes / change.from.size_bytes()).max(1);
                 let n_elems = if n_elems > CUT_ELEMS { n_elems / CUT_ELEMS * CUT_ELEMS } else { n_elems };
                 (n_elems * change.from.size_bytes(), n_elems * change.to.size_bytes())

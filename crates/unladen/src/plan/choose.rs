@@ -11,7 +11,6 @@ use crate::{
     checkpoint::Checkpoint,
     device::Device,
     error::{Error, Limit, Result},
-    io_path::IoPath,
     memory::{Peaks, Space},
     tensor::TensorId,
 };
@@ -139,7 +138,7 @@ impl<'a> Request<'a> {
     /// Sizes of staging from the fastest to the leanest. They do not depend on the budget, so that the leanest tells the
     /// smallest budget.
     fn rings(&self) -> impl Iterator<Item = Ring> {
-        let is_direct = self.machine.io.iter().any(|it| matches!(it, IoPath::Direct | IoPath::Mixed));
+        let is_direct = self.machine.io.iter().any(|it| it.is_past_cache());
         let suggested = self.machine.n_cores.clamp(1, MAX_THREADS);
         let suggested = if is_direct { suggested.max(MIN_DIRECT_THREADS) } else { suggested };
         let n_threads = self.options.n_threads.unwrap_or(suggested).max(1);

@@ -2,14 +2,10 @@
 //! the budget is kept.
 
 use super::steps::{Gather, Part, Read, Step, Way};
-use crate::checkpoint::Checkpoint;
-
-/// The stack of each thread that a load starts.
-pub const STACK_BYTES: u64 = 128 << 10;
-
-/// What any process takes for the first time while it loads: pages of its allocator, of its libraries' data and of its own
-/// stack, and what the kernel's counters are late by.
-const PROCESS_BYTES: u64 = 1 << 20;
+use crate::{
+    checkpoint::Checkpoint,
+    memory::{PROCESS_BYTES, STACK_BYTES},
+};
 
 /// What a tensor takes in the state dict and on the way there, its name apart.
 const BYTES_PER_TENSOR: u64 = 512;

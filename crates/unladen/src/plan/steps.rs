@@ -2,8 +2,9 @@
 
 use crate::{
     dtype::{DType, Resolve},
-    memory::{PAGE_BYTES, Space},
-    tensor::{Block, FileId, Layout, TensorId},
+    io_path::IoPath,
+    memory::{PAGE_BYTES, Space, staging_bytes},
+    tensor::{Block, FileId, Layout, Side, TensorId},
 };
 use std::ops::Range;
 
@@ -197,6 +198,15 @@ pub enum Step {
 /// How many bytes of a file go through the processor's cache at a time.
 pub const PLACED_BYTES: u64 = 256 << 10;
 
+/// The most of a file that goes through a staging buffer at a time, where the buffers take `chunk_bytes`. From the page
+/// cache it is no more than the processor's cache holds, unless elements have to be brought into order.
+pub fn piece_bytes(way: &Way, path: IoPath, chunk_bytes: u64) -> u64 {
+    match way {
+        Way::Elements(_) if path == IoPath::Buffered => chunk_bytes.min(PLACED_BYTES),
+        _ => chunk_bytes,
+    }
+}
+
 /// How the staging of a plan is cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ring {
@@ -208,24 +218,44 @@ pub(super) struct Ring {
     pub(super) places_pages: bool,
 }
 
-/// The part of a staging buffer for bytes as the file has them: a chunk, and whole pages on either side of it.
-pub fn source_room_bytes(chunk_bytes: u64) -> u64 {
-    chunk_bytes.next_multiple_of(PAGE_BYTES) + 2 * PAGE_BYTES
+/// What a staging buffer is for, in the bytes of one piece: as the file has them, and as they are in memory where the two
+/// differ and they do not go straight to their target.
+#[derive(Clone, Copy, Debug, Default)]
+struct Room {
+    source_bytes: u64,
+    cast_bytes: u64,
 }
 
-/// The part of a staging buffer for elements that were cast: none if none are.
-fn target_room_bytes(chunk_bytes: u64, reads: &[Read]) -> u64 {
-    let room = |change: &Change| match change.from == change.to {
-        true => 0,
-        false => chunk_bytes / change.from.size_bytes() * change.to.size_bytes(),
-    };
-    let of_read = |read: &Read| match &read.way {
-        Way::Plain => 0,
-        Way::Elements(change) => room(change),
-        Way::Parts(parts) => parts.iter().map(|it| room(&it.change)).max().unwrap_or(0),
-        Way::Gather(gathers) => gathers.iter().map(|it| room(&it.change)).max().unwrap_or(0),
-    };
-    reads.iter().map(of_read).max().unwrap_or(0).next_multiple_of(PAGE_BYTES)
+impl Room {
+    /// The room for pieces of a read. `is_placed`: its target is not touched but put in place.
+    fn of(read: &Read, chunk_bytes: u64, is_placed: bool) -> Room {
+        let cast = |change: &Change, source_bytes| match change.from == change.to {
+            true => 0,
+            false => change.target_bytes(source_bytes),
+        };
+        match &read.way {
+            Way::Plain if is_placed => Room { source_bytes: PLACED_BYTES, cast_bytes: 0 },
+            Way::Plain => Room::default(),
+            Way::Elements(change) => {
+                let source_bytes = chunk_bytes.min(read.len_bytes);
+                let cast_bytes = if is_placed { cast(change, source_bytes) } else { 0 };
+                Room { source_bytes, cast_bytes }
+            }
+            Way::Parts(_) => Room { source_bytes: read.len_bytes, cast_bytes: 0 },
+            Way::Gather(gathers) => gathers.iter().fold(Room::default(), |room, gather| {
+                let span_bytes = gather.change.source_bytes(gather.block.span_bytes(Side::Source));
+                let source_bytes = chunk_bytes.min(span_bytes);
+                room.and(Room { source_bytes, cast_bytes: cast(&gather.change, source_bytes) })
+            }),
+        }
+    }
+
+    fn and(self, other: Room) -> Room {
+        Room {
+            source_bytes: self.source_bytes.max(other.source_bytes),
+            cast_bytes: self.cast_bytes.max(other.cast_bytes),
+        }
+    }
 }
 
 /// Steps in the making.
@@ -279,14 +309,19 @@ impl Steps {
     }
 
     /// Reads, with staging around them if any of it needs some. `placed`: a slot whose pages may be put in place.
-    pub(super) fn stream(&mut self, reads: Vec<Read>, ring: Ring, placed: Option<SlotId>) {
-        let placed = placed.filter(|_| ring.places_pages);
-        let is_staged = reads.iter().any(|it| it.way != Way::Plain);
-        let chunk_bytes = if is_staged { ring.chunk_bytes } else { ring.chunk_bytes.min(PLACED_BYTES) };
-        let n_buffers = if is_staged || placed.is_some() { ring.n_threads } else { 0 };
-        let buffer_bytes = source_room_bytes(chunk_bytes) + target_room_bytes(chunk_bytes, &reads);
+    pub(super) fn stream(&mut self, reads: Vec<Read>, io: &[IoPath], ring: Ring, placed: Option<SlotId>) {
+        // Put in place is whatever fills the processor's cache: a leaner ring has no buffer for it.
+        let placed = placed.filter(|_| ring.places_pages && ring.chunk_bytes >= PLACED_BYTES);
+        let room = reads.iter().fold(Room::default(), |room, read| {
+            let path = io.get(read.file.0 as usize).copied().unwrap_or_default();
+            let chunk_bytes = piece_bytes(&read.way, path, ring.chunk_bytes);
+            room.and(Room::of(read, chunk_bytes, placed == Some(read.target.slot)))
+        });
+        let n_buffers = if room.source_bytes > 0 { ring.n_threads } else { 0 };
+        let buffer_bytes = staging_bytes(room.source_bytes) + room.cast_bytes.next_multiple_of(PAGE_BYTES);
         let staging: Vec<_> =
             (0..n_buffers).map(|_| self.reserve(Space::Staging, buffer_bytes, "staging", None)).collect();
+        let chunk_bytes = room.source_bytes;
         self.push(Step::Stream { staging: staging.clone(), chunk_bytes, placed, reads });
         staging.into_iter().for_each(|slot| self.release(slot));
     }

@@ -136,7 +136,7 @@ pub(super) fn steps_into_caller_memory(generator: &Generator<'_>) -> Result<Step
         }
     }
     reads.sort_by_key(|read| (read.file, read.start_byte));
-    steps.stream(reads, generator.ring, None);
+    steps.stream(reads, &generator.machine.io, generator.ring, None);
     handed_over.into_iter().for_each(|it| steps.push(it));
     Ok(steps)
 }
@@ -182,7 +182,7 @@ impl Generator<'_> {
             let slot = steps.reserve(Space::Host, item.len_bytes(), "one tensor", Some(item.tensor));
             let loaded = Span { slot, start_byte: 0, len_bytes: item.len_bytes() };
             let read = read_of(self.checkpoint, item, &self.machine.io, loaded)?;
-            steps.stream(read.into_iter().collect(), self.ring, None);
+            steps.stream(read.into_iter().collect(), &self.machine.io, self.ring, None);
             self.copy(steps, loaded, self.span(&model, index));
             steps.release(slot);
         }
@@ -214,7 +214,7 @@ impl Generator<'_> {
             steps.push(Step::Copy(Copy { source, target, change }));
         }
         if !reads.is_empty() {
-            steps.stream(reads, self.ring, None);
+            steps.stream(reads, &self.machine.io, self.ring, None);
         }
         maps.into_values().for_each(|slot| steps.release(slot));
         hand_over(steps, self.items, &model);
@@ -308,7 +308,7 @@ impl Generator<'_> {
             steps.reserve_slot(slot, space, len_bytes, owner, None);
         }
         let placed = (state.can_be_placed && state.pages_bytes > 0).then_some(slots[0]);
-        steps.stream(state.reads, self.ring, placed);
+        steps.stream(state.reads, io, self.ring, placed);
         Ok((state.places, slots.to_vec()))
     }
 

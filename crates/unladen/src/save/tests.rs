@@ -51,6 +51,9 @@ fn output(path: &Path, format: Format) -> Output<'_> {
     Output { path, format, overwrite: false, inputs: &[] }
 }
 
+/// More than any conversion here takes.
+const BUDGET_BYTES: u64 = 64 << 20;
+
 const FORMATS: [(Format, &str); 3] =
     [(Format::Pth, "out.pth"), (Format::Safetensors, "out.safetensors"), (Format::Folder, "out")];
 
@@ -104,7 +107,7 @@ fn the_same_tensors_make_the_same_file() {
     let paths = ["a", "b"].map(|it| folder.path().join(it).join("out.pth"));
     for path in &paths {
         fs::create_dir(path.parent().unwrap()).unwrap();
-        model().write(&output(path, Format::Pth), &Progress::default()).unwrap();
+        model().write(&output(path, Format::Pth), BUDGET_BYTES, &Progress::default()).unwrap();
     }
     assert_eq!(fs::read(&paths[0]).unwrap(), fs::read(&paths[1]).unwrap());
 }
@@ -306,7 +309,7 @@ fn an_input_is_never_replaced() {
         let input = if format == Format::Folder { path.join("large.pt") } else { path.clone() };
         let inputs = [crate::source::FileSource::open(&input).unwrap().stamp().clone()];
         let to_itself = Output { overwrite: true, inputs: &inputs, ..output(&path, format) };
-        let error = model().write(&to_itself, &Progress::default()).unwrap_err();
+        let error = model().write(&to_itself, BUDGET_BYTES, &Progress::default()).unwrap_err();
         assert!(matches!(error, Error::Mismatch(_)), "{error}");
         assert!(input.exists());
     }
@@ -394,15 +397,16 @@ fn a_checkpoint_that_changes_while_it_is_converted_leaves_nothing() {
         tensors: vec![Tensor { name: "w".into(), layout, backing: Backing::Storage(StorageId(0)) }],
         warnings: Vec::new(),
     };
-    convert(&checkpoint, &files, &output(&path, Format::Pth), &Progress::default()).unwrap();
+    convert(&checkpoint, &files, &output(&path, Format::Pth), BUDGET_BYTES, &Progress::default()).unwrap();
     assert_eq!(records(&path)[4].2, [1, 2, 3, 4]);
     fs::remove_file(&path).unwrap();
     let to_itself = Output { overwrite: true, ..output(&input, Format::Pth) };
-    let error = convert(&checkpoint, &files, &to_itself, &Progress::default()).unwrap_err();
+    let error = convert(&checkpoint, &files, &to_itself, BUDGET_BYTES, &Progress::default()).unwrap_err();
     assert!(matches!(error, Error::Mismatch(_)), "{error}");
 
     fs::write(&input, [5, 6, 7, 8, 9]).unwrap();
-    let error = convert(&checkpoint, &files, &output(&path, Format::Pth), &Progress::default()).unwrap_err();
+    let error = convert(&checkpoint, &files, &output(&path, Format::Pth), BUDGET_BYTES, &Progress::default())
+        .unwrap_err();
     assert!(matches!(error, Error::Mismatch(_)), "{error}");
     assert_eq!(listing(folder.path()), ["in"]);
 }
