@@ -151,7 +151,7 @@ fn strided_bytes(checkpoint: &Checkpoint) -> u64 {
 fn fixed_bytes(checkpoint: &Checkpoint) -> u64 {
     let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
     let lists = 2 * names + checkpoint.tensors.len() as u64 * BYTES_PER_TENSOR;
-    PROCESS_BYTES + checkpoint.opening_peak_bytes() + lists
+    PROCESS_BYTES + checkpoint.opening_peak_bytes().max(checkpoint.metadata_bytes() + lists)
 }
 
 #[cfg(test)]
