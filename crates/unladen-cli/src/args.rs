@@ -158,6 +158,9 @@ pub(crate) struct InspectArgs {
     /// Read everything, and print a hash of each tensor's contiguous little-endian bytes.
     #[arg(long)]
     pub(crate) hash: Option<Hash>,
+    /// What reading everything may hold in host memory: 64MiB, 512M, 1.5GiB or none.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = human::parse_bytes)]
+    pub(crate) host_budget: u64,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -205,6 +208,9 @@ pub(crate) struct ConvertArgs {
     /// The format, where OUT does not say it.
     #[arg(long, value_parser = format)]
     pub(crate) to: Option<Format>,
+    /// What the conversion may hold in host memory: 64MiB, 512M, 1.5GiB or none.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = human::parse_bytes)]
+    pub(crate) host_budget: u64,
     /// Replace OUT if it is there.
     #[arg(long)]
     pub(crate) force: bool,

@@ -1,20 +1,26 @@
 //! Streams a tensor's bytes as they should stand in memory: row-major, in the machine's byte order, views resolved.
 //! What the bytes are for (a file, a hash) is the caller's, and so is counting them.
 
+mod read_plan;
+
+pub use read_plan::ReadPlan;
+
 use crate::{
     checkpoint::Checkpoint,
-    error::{Fault, Result},
+    error::{Error, Fault, Result},
+    io_path::IoPath,
+    memory::{HostBuffer, Reservation, staging_bytes},
     progress::Progress,
-    source::{FileSet, ReadAt},
+    source::{FileSet, ReadAt, read_staged},
     tensor::{Backing, Block, FileId, Layout, Piece, Side, Tensor, TensorId, Window},
 };
 use std::sync::Arc;
 
-/// Contiguous bytes are passed on in chunks of this size.
-const CHUNK_BYTES: u64 = 4 << 20;
+/// A disk is not asked for less than this at a time: reading what lies between is faster.
+const MIN_DIRECT_READ_BYTES: u64 = 64 << 10;
 
-/// Other bytes are put in order this many at a time, from reads of at most as many.
-const WINDOW_BYTES: u64 = 16 << 20;
+/// Where bytes go, a chunk at a time.
+pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
 /// Opens a file of a checkpoint.
 pub type OpenFile<'a> = dyn Fn(FileId) -> Result<Arc<dyn ReadAt>> + Sync + 'a;
@@ -24,111 +30,136 @@ pub fn files_of(files: &FileSet) -> impl Fn(FileId) -> Result<Arc<dyn ReadAt>> +
     |file| files.get(file.0 as usize).map(|source| source as Arc<dyn ReadAt>)
 }
 
-/// Reads tensors one after the other, in memory that does not grow with them: some 32 MiB.
+/// Reads tensors one after the other, in memory that does not grow with them: one thread's part of a [`ReadPlan`].
 pub struct Reader<'a> {
+    input: Input<'a>,
+    /// Bytes in order.
+    target: HostBuffer,
+}
+
+/// Where bytes come from, and the buffer that they come into.
+struct Input<'a> {
     checkpoint: &'a Checkpoint,
     files: &'a OpenFile<'a>,
+    plan: &'a ReadPlan,
     /// For the wish to stop; the bytes are counted by whoever takes them.
     progress: &'a Progress,
     /// The file that was read last, still open.
     open: Option<(FileId, Arc<dyn ReadAt>)>,
     /// Bytes as the file has them.
-    source: Vec<u8>,
-    /// Bytes in order.
-    target: Vec<u8>,
+    source: HostBuffer,
 }
 
 impl<'a> Reader<'a> {
     /// Reads nothing yet. Of `progress` it only asks whether to stop, before each read.
-    pub fn new(checkpoint: &'a Checkpoint, files: &'a OpenFile<'a>, progress: &'a Progress) -> Reader<'a> {
-        Reader { checkpoint, files, progress, open: None, source: Vec::new(), target: Vec::new() }
+    ///
+    /// Fails with [`Error::Io`](crate::Error::Io) if the system has no memory for the buffers.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        files: &'a OpenFile<'a>,
+        plan: &'a ReadPlan,
+        progress: &'a Progress,
+    ) -> Result<Reader<'a>> {
+        let buffer = |len_bytes| HostBuffer::new(Reservation::uncounted(len_bytes), &checkpoint.path);
+        let (source, target) = (buffer(staging_bytes(plan.chunk_bytes()))?, buffer(plan.window_bytes())?);
+        Ok(Reader { input: Input { checkpoint, files, plan, progress, open: None, source }, target })
     }
 
     /// Passes the tensor's bytes to `sink`, in order, in bounded chunks. Stops at the first error of `sink`.
     ///
     /// Fails with [`Error::Unsupported`](crate::Error::Unsupported) for a tensor without data.
-    pub fn for_each_chunk(&mut self, id: TensorId, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let checkpoint = self.checkpoint;
+    pub fn for_each_chunk(&mut self, id: TensorId, sink: &mut Sink<'_>) -> Result<()> {
+        let checkpoint = self.input.checkpoint;
         let tensor = checkpoint.tensor(id);
         self.stream(id, tensor, sink).map_err(|error| error.in_tensor(&tensor.name).in_file(&checkpoint.path))
     }
 
-    fn stream(
-        &mut self,
-        id: TensorId,
-        tensor: &Tensor,
-        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
+    fn stream(&mut self, id: TensorId, tensor: &Tensor, sink: &mut Sink<'_>) -> Result<()> {
         tensor.layout.check_expansion()?;
         match &tensor.backing {
             Backing::Meta => Err(Fault::new("a tensor with data", "one on the meta device")
                 .hint("leave the tensor out, or save the model again with its weights loaded")
                 .unsupported()),
-            Backing::Storage(_) if tensor.layout.is_contiguous() => {
-                self.checkpoint.pieces(id).try_for_each(|piece| self.stream_run(piece, sink))
+            _ if read_plan::is_in_order(tensor) => {
+                let mut pieces = self.input.checkpoint.pieces(id);
+                pieces.try_for_each(|piece| self.stream_run(&piece, sink))
             }
             _ => self.stream_windows(id, &tensor.layout, sink),
         }
     }
 
     /// A whole tensor that is one run of bytes in the file.
-    fn stream_run(&mut self, piece: Piece<'_>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn stream_run(&mut self, piece: &Piece<'_>, sink: &mut Sink<'_>) -> Result<()> {
         let stored = piece.layout.stored_bytes();
         let mut at = stored.start;
         while at < stored.end {
-            let len_bytes = CHUNK_BYTES.min(stored.end - at);
-            self.read(&piece, at, len_bytes)?;
-            sink(&self.source)?;
+            let len_bytes = self.input.plan.chunk_bytes().min(stored.end - at);
+            sink(self.input.read(piece, at, len_bytes)?)?;
             at += len_bytes;
         }
         Ok(())
     }
 
     /// A tensor whose elements have to be brought into order first, from one piece or several.
-    fn stream_windows(
-        &mut self,
-        id: TensorId,
-        layout: &Layout,
-        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let checkpoint = self.checkpoint;
+    fn stream_windows(&mut self, id: TensorId, layout: &Layout, sink: &mut Sink<'_>) -> Result<()> {
+        let Input { checkpoint, plan, .. } = self.input;
         let elem_bytes = layout.dtype().size_bytes();
-        for window in Window::in_order(layout.shape(), WINDOW_BYTES / elem_bytes) {
+        for window in Window::in_order(layout.shape(), plan.window_bytes() / elem_bytes) {
             let window_bytes = window.shape.iter().product::<u64>() * elem_bytes;
-            self.target.resize(window_bytes as usize, 0);
+            let target = self.target.as_mut_slice().get_mut(..window_bytes as usize).ok_or_else(too_small)?;
             let mut covered_bytes = 0;
             for piece in checkpoint.pieces(id) {
                 let Some(block) = Block::within(piece.layout, piece.at, &window) else { continue };
                 covered_bytes += block.len_bytes();
-                let max_bytes = block.read_limit(WINDOW_BYTES);
+                let max_bytes = self.input.read_limit(&piece, &block);
                 for mut part in block.split(Side::Source, max_bytes) {
-                    self.read(&piece, part.source_byte, part.span_bytes(Side::Source))?;
+                    let source = self.input.read(&piece, part.source_byte, part.span_bytes(Side::Source))?;
                     part.source_byte = 0;
-                    part.gather(&self.source, &mut self.target);
+                    part.gather(source, target);
                 }
             }
             if covered_bytes != window_bytes {
                 let expected = format!("shards that hold {window_bytes} bytes from {:?} on", window.start);
                 return Err(Fault::new(expected, format!("{covered_bytes} bytes")).corrupt());
             }
-            sink(&self.target)?;
+            sink(target)?;
         }
         Ok(())
     }
+}
 
-    /// Fills `self.source` with whole elements of a piece's storage, resolved.
-    fn read(&mut self, piece: &Piece<'_>, at_byte: u64, len_bytes: u64) -> Result<()> {
+impl Input<'_> {
+    /// Whole elements of a piece's storage, resolved.
+    fn read(&mut self, piece: &Piece<'_>, at_byte: u64, len_bytes: u64) -> Result<&[u8]> {
         self.progress.check(&self.checkpoint.path)?;
+        let path = self.path(piece);
         let storage = self.checkpoint.storage_of(piece);
         let file = match &self.open {
             Some((id, file)) if *id == storage.file => file,
             _ => &self.open.insert((storage.file, (self.files)(storage.file)?)).1,
         };
-        self.source.resize(len_bytes as usize, 0);
-        file.read_exact_at(storage.start_byte + at_byte, &mut self.source)?;
-        piece.resolve.apply(piece.layout.dtype(), &mut self.source);
-        Ok(())
+        let start_byte = storage.start_byte + at_byte;
+        let bytes = read_staged(&**file, path, start_byte, len_bytes, self.source.as_mut_slice())?;
+        piece.resolve.apply(piece.layout.dtype(), bytes);
+        Ok(bytes)
     }
+
+    fn path(&self, piece: &Piece<'_>) -> IoPath {
+        self.plan.path(self.checkpoint.storage_of(piece).file.0 as usize)
+    }
+
+    /// How much of what a block spans is read at once.
+    fn read_limit(&self, piece: &Piece<'_>, block: &Block) -> u64 {
+        let max_bytes = self.plan.chunk_bytes();
+        let limit_bytes = block.read_limit(max_bytes);
+        let is_slow = self.path(piece).is_past_cache() && limit_bytes < MIN_DIRECT_READ_BYTES;
+        if is_slow { max_bytes } else { limit_bytes }
+    }
+}
+
+/// A plan that was made for another checkpoint.
+fn too_small() -> Error {
+    Fault::new("a plan whose buffers hold what is read", "less").mismatch()
 }
 
 #[cfg(test)]
@@ -137,7 +168,6 @@ mod tests {
     use crate::{
         checkpoint::Format,
         dtype::DType,
-        error::Error,
         source::MemorySource,
         stamp::FileStamp,
         tensor::{Dims, Extent, Storage, StorageId},
@@ -173,11 +203,23 @@ mod tests {
     }
 
     fn read_all(checkpoint: &Checkpoint, bytes: &[u8], id: TensorId) -> Result<Vec<u8>> {
+        read_within(checkpoint, bytes, id, 64 << 20, IoPath::Buffered)
+    }
+
+    fn read_within(
+        checkpoint: &Checkpoint,
+        bytes: &[u8],
+        id: TensorId,
+        budget_bytes: u64,
+        path: IoPath,
+    ) -> Result<Vec<u8>> {
         checkpoint.validate()?;
         let source: Arc<dyn ReadAt> = Arc::new(MemorySource::new("a.pth", bytes.to_vec()));
         let open = |_| Ok(Arc::clone(&source));
+        let plan = ReadPlan::for_paths(checkpoint, vec![path], budget_bytes, 1)?;
+        let progress = Progress::default();
         let mut all = Vec::new();
-        Reader::new(checkpoint, &open, &Progress::default()).for_each_chunk(id, &mut |chunk| {
+        Reader::new(checkpoint, &open, &plan, &progress)?.for_each_chunk(id, &mut |chunk| {
             all.extend_from_slice(chunk);
             Ok(())
         })?;
@@ -195,26 +237,32 @@ mod tests {
     }
 
     #[test]
-    fn a_transposed_tensor_larger_than_a_window_comes_out_in_order() {
-        let (rows, columns) = (2100u64, 4000u64);
+    fn a_transposed_tensor_larger_than_the_budget_comes_out_in_order_by_every_way_to_read() {
+        let (rows, columns) = (1100u64, 1000u64);
         let bytes: Vec<u8> = (0..rows * columns).flat_map(|it| (it as u32).to_le_bytes()).collect();
         let view = Layout::strided(DType::F32, &[columns, rows], &[1, columns], 0).unwrap();
-        assert!(view.len_bytes() > 2 * WINDOW_BYTES);
+        let budget_bytes = 3 << 20;
+        assert!(view.len_bytes() > budget_bytes);
         let checkpoint = checkpoint(&bytes, &[(0..bytes.len() as u64, false)], vec![tensor("t", view, 0)]);
-        let all = read_all(&checkpoint, &bytes, TensorId(0)).unwrap();
-        let expected = (0..columns).flat_map(|column| (0..rows).map(move |row| row * columns + column));
-        assert_eq!(all.len(), bytes.len());
-        assert!(all.chunks_exact(4).zip(expected).all(|(it, number)| it == (number as u32).to_le_bytes()));
+        for path in IoPath::all() {
+            let all = read_within(&checkpoint, &bytes, TensorId(0), budget_bytes, path).unwrap();
+            let expected = (0..columns).flat_map(|column| (0..rows).map(move |row| row * columns + column));
+            assert_eq!(all.len(), bytes.len());
+            assert!(
+                all.chunks_exact(4).zip(expected).all(|(it, number)| it == (number as u32).to_le_bytes())
+            );
+        }
     }
 
     #[test]
     fn few_columns_of_a_wide_matrix_are_read_row_by_row() {
+        let window_bytes = 16 << 20;
         let view = Layout::strided(DType::F32, &[16384, 16384], &[1, 16384], 0).unwrap();
-        let window = Window::in_order(view.shape(), WINDOW_BYTES / 4).next().unwrap();
+        let window = Window::in_order(view.shape(), window_bytes / 4).next().unwrap();
         let block = Block::within(&view, &[0, 0], &window).unwrap();
-        let limit = block.read_limit(WINDOW_BYTES);
+        let limit = block.read_limit(window_bytes);
         let read: u64 = block.split(Side::Source, limit).map(|it| it.span_bytes(Side::Source)).sum();
-        assert_eq!(read, WINDOW_BYTES);
+        assert_eq!(read, window_bytes);
     }
 
     #[test]

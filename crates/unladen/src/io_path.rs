@@ -35,6 +35,11 @@ impl IoPath {
         NAMES.iter().map(|(path, _)| *path)
     }
 
+    /// True if bytes may come past the page cache: in whole pages, to whole pages.
+    pub fn is_past_cache(self) -> bool {
+        matches!(self, IoPath::Direct | IoPath::Mixed)
+    }
+
     /// The name, as the user spells it.
     pub fn name(self) -> &'static str {
         NAMES.iter().find(|(path, _)| *path == self).map_or("", |(_, name)| name)

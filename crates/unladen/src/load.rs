@@ -71,7 +71,7 @@ impl OpenCheckpoint {
 
     /// What a plan for this checkpoint must know of this machine: asks the system, reads nothing of the files.
     pub fn machine(&self, options: &PlanOptions) -> Machine {
-        machine::machine(&self.files, options)
+        machine::machine(&self.files, options, machine::may_place(options))
     }
 
     /// Decides what a load of every tensor on this machine will do; reads nothing.
@@ -118,7 +118,7 @@ impl OpenCheckpoint {
         plan_options: &PlanOptions,
         options: RunOptions<'_>,
     ) -> Result<Loaded<'a>> {
-        let machine = self.machine(plan_options);
+        let machine = machine::machine(&self.files, plan_options, false);
         let plan = LoadPlan::into_caller_memory(&self.checkpoint, plan_options, &machine)?;
         let layouts: HashMap<TensorId, &Layout> = plan.layouts().collect();
         self.run_with(&plan, options, &mut |id| {

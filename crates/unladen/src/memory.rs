@@ -1,6 +1,7 @@
 //! Host memory: what a load owns, what it maps, and what the operating system says about both.
 
 mod cgroup;
+mod footprint;
 mod host;
 mod ledger;
 mod mapping;
@@ -9,6 +10,7 @@ mod page_cache;
 mod placing;
 
 pub use cgroup::{available_bytes, cgroup_peak_bytes};
+pub use footprint::{PROCESS_BYTES, STACK_BYTES, staging_bytes};
 pub use host::{HostBuffer, PAGE_BYTES};
 pub use ledger::{Held, Ledger, Peaks, Reservation, Space};
 pub use mapping::Mapping;

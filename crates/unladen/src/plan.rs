@@ -13,8 +13,7 @@ mod steps;
 mod strategy;
 
 pub use options::{DEFAULT_HOST_BUDGET_BYTES, Intent, Machine, PlanOptions};
-pub use size::STACK_BYTES;
-pub use staging::{PLACED_BYTES, source_room_bytes};
+pub use staging::PLACED_BYTES;
 pub use steps::{Change, Copy, Fill, Gather, Part, Read, SlotId, Span, Step, Way};
 pub use strategy::Strategy;
 

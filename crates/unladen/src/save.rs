@@ -8,13 +8,14 @@ mod pth;
 mod safetensors;
 mod target;
 
+pub use crate::contents::Sink;
 pub use target::free_disk_bytes;
 
 use crate::{
     checkpoint::{Checkpoint, Format, Warning},
-    contents::{self, Reader},
+    contents::{self, ReadPlan, Reader},
     dtype::DType,
-    error::{Fault, Result},
+    error::{Error, Fault, Result},
     progress::Progress,
     source::FileSet,
     stamp::FileStamp,
@@ -37,9 +38,6 @@ pub struct Entry {
     /// Which data it has, a number of the caller's choice. Entries with the same number are tied.
     pub data: usize,
 }
-
-/// Where bytes that are read go, a chunk at a time.
-pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
 /// Passes the row-major little-endian bytes of the data with this number to the sink, in order.
 pub type Read<'a> = dyn FnMut(usize, &mut Sink<'_>) -> Result<()> + 'a;
@@ -103,16 +101,28 @@ pub fn entries_of(checkpoint: &Checkpoint) -> Result<Vec<Entry>> {
 
 /// Writes a checkpoint's tensors in another format, or the same one anew.
 ///
+/// Holds no more than the host budget. What is read leaves the page cache as it is; what is written goes through it.
+///
 /// Fails if a file of the checkpoint changes meanwhile; nothing is left behind then.
 pub fn convert(
     checkpoint: &Checkpoint,
     files: &FileSet,
     output: &Output<'_>,
+    host_budget_bytes: u64,
     progress: &Progress,
 ) -> Result<Vec<Warning>> {
+    let writing_bytes = writing_bytes(checkpoint);
+    let plan = ReadPlan::new(checkpoint, files, host_budget_bytes.saturating_sub(writing_bytes), 1);
+    let plan = plan.map_err(|error| match error {
+        Error::OverBudget { path, tensor, limit, what, needed_bytes, .. } => {
+            let (needed_bytes, available_bytes) = (needed_bytes + writing_bytes, host_budget_bytes);
+            Error::OverBudget { path, tensor, limit, what, needed_bytes, available_bytes }
+        }
+        other => other,
+    })?;
     let entries = entries_of(checkpoint)?;
     let open = contents::files_of(files);
-    let mut reader = Reader::new(checkpoint, &open, progress);
+    let mut reader = Reader::new(checkpoint, &open, &plan, progress)?;
     let output = Output { inputs: &checkpoint.files, ..*output };
     let mut read = |data: usize, sink: &mut Sink<'_>| {
         let id = TensorId(data as u32);
@@ -123,6 +133,15 @@ pub fn convert(
     };
     write(&output, &entries, &mut read, progress)
 }
+
+/// What writing takes besides reading: a buffer for small writes, and the lists of tensors and records with their names.
+fn writing_bytes(checkpoint: &Checkpoint) -> u64 {
+    let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
+    target::BUFFER_BYTES as u64 + 4 * names + checkpoint.tensors.len() as u64 * BYTES_PER_ENTRY
+}
+
+/// What a tensor takes in these lists at most, its names apart.
+const BYTES_PER_ENTRY: u64 = 512;
 
 /// Writes tensors. `read` is called for one tensor after the other, in the order of the file.
 ///
@@ -158,7 +177,7 @@ impl Checked<'_> {
     }
 
     /// The error for a tensor that a format cannot hold.
-    fn unsupported(&self, expected: &str, hint: &str) -> crate::Error {
+    fn unsupported(&self, expected: &str, hint: &str) -> Error {
         Fault::new(expected, self.layout.dtype().name()).tensor(self.name).hint(hint).unsupported()
     }
 }

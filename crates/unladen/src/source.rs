@@ -1,5 +1,6 @@
 //! Where bytes come from: positional reads of files and of memory. Interprets no byte.
 
+mod choose;
 mod file;
 mod memory;
 mod raw;
@@ -8,13 +9,18 @@ mod set;
 #[cfg(test)]
 mod tests;
 
+pub use choose::io_paths;
 pub use file::FileSource;
 pub use memory::MemorySource;
 pub use raw::RawRead;
 pub use set::FileSet;
 
-use crate::error::Result;
-use std::{ops::Range, path::Path};
+use crate::{
+    error::{Error, Result},
+    io_path::IoPath,
+    memory::PAGE_BYTES,
+};
+use std::{io, ops::Range, path::Path};
 
 /// Bytes that can be read at any place by several threads at once.
 pub trait ReadAt: Send + Sync {
@@ -30,6 +36,15 @@ pub trait ReadAt: Send + Sync {
     /// if the source ends first; `target` then holds anything.
     fn read_exact_at(&self, start_byte: u64, target: &mut [u8]) -> Result<()>;
 
+    /// Fills the first `need_bytes` of `target` like [`ReadAt::read_exact_at`], by one of the ways there are to read a
+    /// file: a source that is none has one. The rest of `target` is room for whole blocks, and holds anything afterwards.
+    fn read_by(&self, _: IoPath, start_byte: u64, target: &mut [u8], need_bytes: usize) -> Result<()> {
+        match target.get_mut(..need_bytes) {
+            Some(needed) => self.read_exact_at(start_byte, needed),
+            None => Err(too_short(self.path(), start_byte)),
+        }
+    }
+
     /// A small range in a buffer of its own, for headers.
     ///
     /// Nothing is allocated for a range that lies outside the source.
@@ -41,4 +56,27 @@ pub trait ReadAt: Send + Sync {
         self.read_exact_at(range.start, &mut bytes)?;
         Ok(bytes)
     }
+}
+
+/// Reads into a buffer of [`staging_bytes`](crate::memory::staging_bytes) that starts at a page, and returns the bytes that
+/// were asked for. What comes past the page cache comes in whole pages.
+pub fn read_staged<'b>(
+    source: &dyn ReadAt,
+    path: IoPath,
+    start_byte: u64,
+    len_bytes: u64,
+    buffer: &'b mut [u8],
+) -> Result<&'b mut [u8]> {
+    let lead_bytes = if path.is_past_cache() { start_byte % PAGE_BYTES } else { 0 };
+    let need_bytes = (lead_bytes + len_bytes) as usize;
+    let room = need_bytes.next_multiple_of(PAGE_BYTES as usize).min(buffer.len()).max(need_bytes);
+    let bytes = buffer.get_mut(..room).ok_or_else(|| too_short(source.path(), start_byte))?;
+    source.read_by(path, start_byte - lead_bytes, bytes, need_bytes)?;
+    Ok(&mut bytes[lead_bytes as usize..need_bytes])
+}
+
+/// The caller's fault: a target that is shorter than what it needs.
+fn too_short(path: &Path, start_byte: u64) -> Error {
+    let error = io::Error::new(io::ErrorKind::InvalidInput, "the target is shorter than what it needs");
+    Error::io_at(path, "read", start_byte, error)
 }

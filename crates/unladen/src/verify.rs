@@ -2,10 +2,11 @@
 
 use crate::{
     checkpoint::Checkpoint,
-    contents::{OpenFile, Reader},
+    contents::{OpenFile, ReadPlan, Reader},
     destination::{StateDict, TensorView},
     dtype::DType,
     error::Result,
+    memory::STACK_BYTES,
     progress::Progress,
     tensor::{Backing, TensorId},
 };
@@ -18,10 +19,11 @@ use std::{
 
 /// The sha256, in hexadecimal, of each tensor's row-major little-endian bytes, in the checkpoint's order.
 ///
-/// Tensors without data have no hash and are left out. Tied tensors are read once.
+/// Tensors without data have no hash and are left out. Tied tensors are read once. Threads and buffers are the plan's.
 pub fn hash_tensors(
     checkpoint: &Checkpoint,
     files: &OpenFile<'_>,
+    plan: &ReadPlan,
     progress: &Progress,
 ) -> Result<Vec<(TensorId, String)>> {
     let first = checkpoint.first_with_same_bytes();
@@ -33,8 +35,8 @@ pub fn hash_tensors(
         .collect();
     let sizes: Vec<u64> = apart.iter().map(|&id| checkpoint.tensor(id).layout.len_bytes()).collect();
     progress.expect(sizes.iter().sum());
-    let reader = || Reader::new(checkpoint, files, progress);
-    let hashes = on_threads(&sizes, reader, |reader, index| {
+    let reader = || Reader::new(checkpoint, files, plan, progress);
+    let hashes = on_threads(plan.n_threads(), &sizes, reader, |reader, index| {
         let mut hash = Sha256::new();
         reader.for_each_chunk(apart[index], &mut |chunk| {
             hash.update(chunk);
@@ -67,8 +69,9 @@ pub fn digest_of(state: &StateDict<'_>, path: &Path, progress: &Progress) -> Res
     let sizes: Vec<u64> = tensors.iter().map(|(_, view)| view.bytes.len() as u64).collect();
     progress.expect(sizes.iter().sum());
     let hashes = on_threads(
+        thread::available_parallelism().map_or(2, |it| it.get()).clamp(2, MAX_THREADS),
         &sizes,
-        || (),
+        || Ok(()),
         |_, index| {
             let mut hash = Sha256::new();
             let (name, view) = &tensors[index];
@@ -84,18 +87,19 @@ pub fn digest_of(state: &StateDict<'_>, path: &Path, progress: &Progress) -> Res
     ))
 }
 
-/// Does each job on one of a few threads, the largest first, and returns what they did in the order of `sizes`.
+/// Does each job on one of a few threads (this one counts as one), the largest first, and returns what they did in the order of `sizes`.
 /// The first error ends it: threads finish the job they are at, and take no more.
 fn on_threads<S, T: Send>(
+    n_threads: usize,
     sizes: &[u64],
-    start: impl Fn() -> S + Sync,
+    start: impl Fn() -> Result<S> + Sync,
     job: impl Fn(&mut S, usize) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|&index| std::cmp::Reverse(sizes[index]));
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut state = start();
+        let mut state = start()?;
         let mut done = Vec::new();
         while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
             match job(&mut state, index) {
@@ -108,9 +112,11 @@ fn on_threads<S, T: Send>(
         }
         Ok(done)
     };
-    let n_threads = thread::available_parallelism().map_or(2, |it| it.get()).clamp(2, MAX_THREADS);
     let done: Result<Vec<Vec<(usize, T)>>> = thread::scope(|scope| {
-        let threads: Vec<_> = (1..n_threads.min(sizes.len())).map(|_| scope.spawn(work)).collect();
+        // A thread that the system refuses is one thread less, not a failure.
+        let spawn =
+            |_| thread::Builder::new().stack_size(STACK_BYTES as usize).spawn_scoped(scope, work).ok();
+        let threads: Vec<_> = (1..n_threads.min(sizes.len())).filter_map(spawn).collect();
         let mine = work();
         let theirs = threads.into_iter().map(|it| match it.join() {
             Ok(done) => done,
@@ -123,7 +129,7 @@ fn on_threads<S, T: Send>(
     Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
-/// Each thread may hold some 32 MiB, and the disk is the limit long before this many.
+/// Memory is the limit long before this many.
 const MAX_THREADS: usize = 8;
 
 fn hex(hash: Sha256) -> String {
@@ -137,6 +143,7 @@ mod tests {
         checkpoint::Format,
         destination::{Arena, Placed},
         error::Error,
+        io_path::IoPath,
         source::{MemorySource, ReadAt},
         stamp::FileStamp,
         tensor::{FileId, Layout, Storage, StorageId, Tensor},
@@ -173,12 +180,16 @@ mod tests {
         }
     }
 
+    fn plan() -> ReadPlan {
+        ReadPlan::for_paths(&abc(), vec![IoPath::Buffered], 4 << 20, 2).unwrap()
+    }
+
     #[test]
     fn tied_tensors_are_read_once_and_have_one_hash() {
         let source: Arc<dyn ReadAt> = Arc::new(MemorySource::new("a", b"abc".to_vec()));
         let open = |_| Ok(Arc::clone(&source));
         let progress = Progress::default();
-        let hashes = hash_tensors(&abc(), &open, &progress).unwrap();
+        let hashes = hash_tensors(&abc(), &open, &plan(), &progress).unwrap();
         let expected = [(0, ABC), (2, EMPTY), (3, ABC)].map(|(id, hash)| (TensorId(id), hash.to_owned()));
         assert_eq!(hashes, expected);
         assert_eq!(progress.get(), (3, 3));
@@ -188,7 +199,7 @@ mod tests {
     fn a_file_that_ends_early_is_an_error_and_no_hash() {
         let source: Arc<dyn ReadAt> = Arc::new(MemorySource::new("a", b"ab".to_vec()));
         let open = |_| Ok(Arc::clone(&source));
-        let error = hash_tensors(&abc(), &open, &Progress::default()).unwrap_err();
+        let error = hash_tensors(&abc(), &open, &plan(), &Progress::default()).unwrap_err();
         assert!(matches!(error, Error::Corrupt(_)), "{error}");
     }
 
@@ -198,7 +209,7 @@ mod tests {
         let open = |_| Ok(Arc::clone(&source));
         let progress = Progress::default();
         progress.cancel();
-        let error = hash_tensors(&abc(), &open, &progress).unwrap_err();
+        let error = hash_tensors(&abc(), &open, &plan(), &progress).unwrap_err();
         assert!(matches!(error, Error::Cancelled { .. }), "{error}");
     }
 

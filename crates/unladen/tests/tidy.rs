@@ -36,7 +36,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     // What works on any checkpoint: `contents` walks its tensors' bytes in order.
-    ("contents", &["checkpoint", "dtype", "error", "io_path", "progress", "source", "stamp", "tensor"]),
+    (
+        "contents",
+        &["checkpoint", "dtype", "error", "io_path", "memory", "progress", "source", "stamp", "tensor"],
+    ),
     (
         "save",
         &[

@@ -12,7 +12,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     let output = Output { path: &args.output, format, overwrite: args.force, inputs: &checkpoint.files };
     let warnings = watch::with_bar("saving", || {
-        save::convert(&checkpoint, checkpoint.files(), &output, watch::progress())
+        save::convert(&checkpoint, checkpoint.files(), &output, args.host_budget, watch::progress())
     })?;
     warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     out::words(&format!(

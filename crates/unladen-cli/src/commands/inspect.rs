@@ -4,7 +4,11 @@ use crate::{args::InspectArgs, human, out, watch};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use std::time::Instant;
-use unladen::{OpenCheckpoint, Result, contents, verify};
+use unladen::{
+    OpenCheckpoint, Result,
+    contents::{self, ReadPlan},
+    verify,
+};
 
 #[derive(Serialize)]
 struct Listing<'a> {
@@ -30,9 +34,11 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let open_s = began.elapsed().as_secs_f64();
     let mut hashes = vec![None; checkpoint.tensors.len()];
     if args.hash.is_some() {
+        let plan = ReadPlan::new(&checkpoint, checkpoint.files(), args.host_budget, usize::MAX)?;
         let files = contents::files_of(checkpoint.files());
-        let hashed =
-            watch::with_bar("hashing", || verify::hash_tensors(&checkpoint, &files, watch::progress()))?;
+        let hashed = watch::with_bar("hashing", || {
+            verify::hash_tensors(&checkpoint, &files, &plan, watch::progress())
+        })?;
         for (id, hash) in hashed {
             hashes[id.0 as usize] = Some(hash);
         }

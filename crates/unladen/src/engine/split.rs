@@ -4,7 +4,8 @@ use super::{Io, Slots, missing, queue::Queue};
 use crate::{
     destination::Arena,
     error::{Error, Fault, Result},
-    plan::{STACK_BYTES, Span},
+    memory::STACK_BYTES,
+    plan::Span,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -10,8 +10,8 @@ use crate::{
     destination::Arena,
     error::Result,
     io_path::IoPath,
-    memory::{HostBuffer, PAGE_BYTES, Placing},
-    plan::{PLACED_BYTES, Read, SlotId, Way, source_room_bytes},
+    memory::{HostBuffer, PAGE_BYTES, Placing, staging_bytes},
+    plan::{PLACED_BYTES, Read, SlotId, Way},
     tensor::FileId,
 };
 
@@ -62,7 +62,7 @@ impl Stream<'_> {
         });
         let n_workers = if ring.is_empty() { self.n_threads.max(1) } else { ring.len() };
         let mut buffers = ring.iter_mut();
-        let source_room = source_room_bytes(self.chunk_bytes) as usize;
+        let source_room = staging_bytes(self.chunk_bytes) as usize;
         let workers = (0..n_workers).map(|_| Worker::new(buffers.next(), source_room)).collect();
         let cutter = Cutter {
             stream: self,

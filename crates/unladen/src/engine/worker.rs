@@ -7,7 +7,7 @@ use crate::{
     io_path::IoPath,
     memory::{HostBuffer, PAGE_BYTES, Placing},
     plan::{Change, Gather, PLACED_BYTES, Part, Way},
-    source::FileSource,
+    source::{FileSource, read_staged},
     tensor::{FileId, Side},
 };
 use std::sync::Arc;
@@ -98,10 +98,7 @@ struct Read {
 impl Read {
     /// Bytes of a staging buffer before those that were asked for.
     fn lead_bytes(&self) -> u64 {
-        match self.path {
-            IoPath::Direct | IoPath::Mixed => self.start_byte % PAGE_BYTES,
-            IoPath::Buffered | IoPath::DropBehind => 0,
-        }
+        if self.path.is_past_cache() { self.start_byte % PAGE_BYTES } else { 0 }
     }
 }
 
@@ -209,14 +206,9 @@ impl Staging<'_> {
     }
 }
 
-/// Reads into a staging buffer; returns the bytes that were asked for. What comes past the page cache comes in whole pages.
+/// Reads into a staging buffer; returns the bytes that were asked for.
 fn fill<'b>(buffer: &'b mut [u8], read: &Read) -> Result<&'b mut [u8]> {
-    let lead_bytes = read.lead_bytes();
-    let need_bytes = (lead_bytes + read.len_bytes) as usize;
-    let room = need_bytes.next_multiple_of(PAGE_BYTES as usize).min(buffer.len());
-    let (bytes, _) = buffer.split_at_mut_checked(room.max(need_bytes)).ok_or_else(too_small)?;
-    read.file.read(read.path, read.start_byte - lead_bytes, bytes, need_bytes)?;
-    Ok(&mut bytes[lead_bytes as usize..need_bytes])
+    read_staged(&*read.file, read.path, read.start_byte, read.len_bytes, buffer)
 }
 
 /// Casts, or copies what is not cast.

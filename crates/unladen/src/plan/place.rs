@@ -119,7 +119,7 @@ impl StateDict {
             let place = Place { slot: rest, start_byte: self.rest_bytes.next_multiple_of(ALIGN_BYTES) };
             self.rest_bytes = place.start_byte + len_bytes;
             // Past the page cache come whole pages only, which cannot land here.
-            let way = if way == Way::Plain && past_cache(path) { Way::Elements(VERBATIM) } else { way };
+            let way = if way == Way::Plain && path.is_past_cache() { Way::Elements(VERBATIM) } else { way };
             let target = Span { slot: rest, start_byte: place.start_byte, len_bytes };
             self.reads.push(Read { file, start_byte, len_bytes: end_byte - start_byte, target, way });
             return place;
@@ -146,10 +146,6 @@ impl StateDict {
         });
         Place { slot: pages, start_byte: page_byte + in_page }
     }
-}
-
-fn past_cache(path: IoPath) -> bool {
-    matches!(path, IoPath::Direct | IoPath::Mixed)
 }
 
 /// The group that an item comes with, and where it lies in it.
@@ -270,6 +266,6 @@ pub(super) fn read_of(
     let Some(run) = plain_run(checkpoint, item) else { return gather(checkpoint, item, target) };
     let path = io.get(run.file.0 as usize).copied().unwrap_or_default();
     let way =
-        if run.change.is_nothing() && !past_cache(path) { Way::Plain } else { Way::Elements(run.change) };
+        if run.change.is_nothing() && !path.is_past_cache() { Way::Plain } else { Way::Elements(run.change) };
     Ok(Some(Read { file: run.file, start_byte: run.start_byte, len_bytes: run.len_bytes, target, way }))
 }

@@ -1,7 +1,10 @@
 //! How much staging some reads need: as much as they will touch, so that what is reserved is what is used.
 
 use super::steps::{Change, Read, Way};
-use crate::{memory::PAGE_BYTES, tensor::Side};
+use crate::{
+    memory::{PAGE_BYTES, staging_bytes},
+    tensor::Side,
+};
 
 /// How many bytes of a file go through the processor's cache at a time.
 pub const PLACED_BYTES: u64 = 256 << 10;
@@ -50,13 +53,8 @@ pub(super) fn room(reads: &[Read], ring: Ring, is_placed: bool) -> Room {
         _ if !is_all_staged => ring.n_threads,
         _ => ring.n_threads.min(n_pieces as usize),
     };
-    let buffer_bytes = source_room_bytes(chunk_bytes) + cast_bytes.next_multiple_of(PAGE_BYTES);
+    let buffer_bytes = staging_bytes(chunk_bytes) + cast_bytes.next_multiple_of(PAGE_BYTES);
     Room { chunk_bytes, buffer_bytes, n_buffers }
-}
-
-/// The part of a staging buffer for bytes as the file has them: a chunk, and whole pages on either side of it.
-pub fn source_room_bytes(chunk_bytes: u64) -> u64 {
-    chunk_bytes.next_multiple_of(PAGE_BYTES) + 2 * PAGE_BYTES
 }
 
 /// The most that a read would take at once if there were no limit.

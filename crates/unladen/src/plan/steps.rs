@@ -1,6 +1,6 @@
 //! The vocabulary of plans: what a load can do, and to which bytes.
 
-use super::staging::{Ring, Room, room};
+use super::staging::{PLACED_BYTES, Ring, Room, room};
 use crate::{
     dtype::{DType, Resolve},
     memory::{PAGE_BYTES, Space},
@@ -247,7 +247,8 @@ impl Steps {
 
     /// Reads, with staging around them if any of it needs some. `placed`: a slot whose pages may be put in place.
     pub(super) fn stream(&mut self, reads: Vec<Read>, ring: Ring, placed: Option<SlotId>) {
-        let placed = placed.filter(|_| ring.places_pages);
+        // Put in place is whatever fills the processor's cache: a leaner ring has no buffer for it.
+        let placed = placed.filter(|_| ring.places_pages && ring.chunk_bytes >= PLACED_BYTES);
         let Room { chunk_bytes, buffer_bytes, n_buffers } = room(&reads, ring, placed.is_some());
         let staging: Vec<_> =
             (0..n_buffers).map(|_| self.reserve(Space::Staging, buffer_bytes, "staging", None)).collect();

@@ -12,7 +12,7 @@ use std::{
 };
 
 /// Small writes are collected up to this size.
-const BUFFER_BYTES: usize = 1 << 20;
+pub(super) const BUFFER_BYTES: usize = 1 << 20;
 
 /// The folder that will hold `path`.
 fn parent(path: &Path) -> &Path {

@@ -51,6 +51,9 @@ fn output(path: &Path, format: Format) -> Output<'_> {
     Output { path, format, overwrite: false, inputs: &[] }
 }
 
+/// More than any conversion here takes.
+const BUDGET_BYTES: u64 = 64 << 20;
+
 const FORMATS: [(Format, &str); 3] =
     [(Format::Pth, "out.pth"), (Format::Safetensors, "out.safetensors"), (Format::Folder, "out")];
 
@@ -394,15 +397,16 @@ fn a_checkpoint_that_changes_while_it_is_converted_leaves_nothing() {
         tensors: vec![Tensor { name: "w".into(), layout, backing: Backing::Storage(StorageId(0)) }],
         warnings: Vec::new(),
     };
-    convert(&checkpoint, &files, &output(&path, Format::Pth), &Progress::default()).unwrap();
+    convert(&checkpoint, &files, &output(&path, Format::Pth), BUDGET_BYTES, &Progress::default()).unwrap();
     assert_eq!(records(&path)[4].2, [1, 2, 3, 4]);
     fs::remove_file(&path).unwrap();
     let to_itself = Output { overwrite: true, ..output(&input, Format::Pth) };
-    let error = convert(&checkpoint, &files, &to_itself, &Progress::default()).unwrap_err();
+    let error = convert(&checkpoint, &files, &to_itself, BUDGET_BYTES, &Progress::default()).unwrap_err();
     assert!(matches!(error, Error::Mismatch(_)), "{error}");
 
     fs::write(&input, [5, 6, 7, 8, 9]).unwrap();
-    let error = convert(&checkpoint, &files, &output(&path, Format::Pth), &Progress::default()).unwrap_err();
+    let error = convert(&checkpoint, &files, &output(&path, Format::Pth), BUDGET_BYTES, &Progress::default())
+        .unwrap_err();
     assert!(matches!(error, Error::Mismatch(_)), "{error}");
     assert_eq!(listing(folder.path()), ["in"]);
 }

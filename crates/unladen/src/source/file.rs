@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     error::{Error, Fault, Result},
+    io_path::IoPath,
     memory::{Mapping, Reservation},
     stamp::FileStamp,
 };
@@ -116,5 +117,9 @@ impl ReadAt for FileSource {
 
     fn read_exact_at(&self, start_byte: u64, target: &mut [u8]) -> Result<()> {
         self.read_buffered(start_byte, target)
+    }
+
+    fn read_by(&self, path: IoPath, start_byte: u64, target: &mut [u8], need_bytes: usize) -> Result<()> {
+        self.read(path, start_byte, target, need_bytes)
     }
 }

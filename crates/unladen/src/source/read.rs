@@ -25,9 +25,7 @@ impl FileSource {
     /// before that many bytes; `target` then holds anything.
     pub fn read(&self, path: IoPath, start_byte: u64, target: &mut [u8], need_bytes: usize) -> Result<()> {
         if need_bytes > target.len() {
-            let error =
-                io::Error::new(io::ErrorKind::InvalidInput, "the target is shorter than what it needs");
-            return Err(self.failed(start_byte, error));
+            return Err(super::too_short(&self.stamp().path, start_byte));
         }
         match path {
             IoPath::Buffered => self.read_buffered(start_byte, &mut target[..need_bytes]),

@@ -6,8 +6,9 @@ use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, fs, path::Path};
 use unladen::{
     Checkpoint, DType, OpenCheckpoint, Progress, StateDict, Strategy, TensorView,
-    contents::files_of,
+    contents::{ReadPlan, files_of},
     open,
+    plan::DEFAULT_HOST_BUDGET_BYTES,
     tensor::{Backing, Tensor, TensorId},
     verify::{digest, digest_of, hash_tensors},
 };
@@ -66,7 +67,9 @@ fn rows_of_json(expected: &Value) -> Option<BTreeMap<String, Row>> {
 
 /// The tensors of a checkpoint, read piece after piece.
 fn rows_of_file(checkpoint: &OpenCheckpoint) -> Vec<(String, Row)> {
-    let hashes = hash_tensors(checkpoint, &files_of(checkpoint.files()), &Progress::default()).unwrap();
+    let files = files_of(checkpoint.files());
+    let plan = ReadPlan::new(checkpoint, checkpoint.files(), DEFAULT_HOST_BUDGET_BYTES, 2).unwrap();
+    let hashes = hash_tensors(checkpoint, &files, &plan, &Progress::default()).unwrap();
     let mut hashes: BTreeMap<_, _> = hashes.into_iter().map(|(id, hash)| (id.0, hash)).collect();
     let row = |(id, tensor): (TensorId, &Tensor)| {
         let layout = &tensor.layout;

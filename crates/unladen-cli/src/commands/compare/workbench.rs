@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use unladen::{
     Format, OpenCheckpoint, Result,
     error::Fault,
+    plan::DEFAULT_HOST_BUDGET_BYTES,
     save::{self, Output},
 };
 
@@ -67,7 +68,13 @@ impl Workbench {
         let output =
             Output { path: &path, format: Format::Folder, overwrite: false, inputs: &checkpoint.files };
         watch::with_bar("saving", || {
-            save::convert(checkpoint, checkpoint.files(), &output, watch::progress())
+            save::convert(
+                checkpoint,
+                checkpoint.files(),
+                &output,
+                DEFAULT_HOST_BUDGET_BYTES,
+                watch::progress(),
+            )
         })?;
         Ok(path)
     }

@@ -1,0 +1,39 @@
+//! How the files of a checkpoint are best read from beginning to end. Asks the system what it holds of them; reads nothing.
+
+use super::{FileSet, FileSource};
+use crate::io_path::IoPath;
+
+/// What reading everything may add to the page cache: less than the smallest budget, and not more for a larger one, lest
+/// what a plan needs depend on what it is allowed.
+const MAX_ADDED_BYTES: u64 = 512 << 10;
+
+/// How each file is best read, by position: what is in the page cache from there, the rest past it.
+pub fn io_paths(files: &FileSet) -> Vec<IoPath> {
+    let mut allowed_bytes = MAX_ADDED_BYTES;
+    let total_bytes: u64 = files.stamps().iter().map(|it| it.len_bytes).sum();
+    if total_bytes <= allowed_bytes {
+        return vec![IoPath::Buffered; files.len()];
+    }
+    let choose = |index| {
+        // A file that cannot be opened any more is an error of the run, which says so better.
+        let Ok(file) = files.get(index) else { return IoPath::Buffered };
+        choose(&file, &mut allowed_bytes)
+    };
+    (0..files.len()).map(choose).collect()
+}
+
+fn choose(file: &FileSource, allowed_bytes: &mut u64) -> IoPath {
+    let len_bytes = file.stamp().len_bytes;
+    // Where the system does not tell, it is most often because the file belongs to somebody else who uses it too.
+    let Some(cached_bytes) = file.cached_bytes() else { return IoPath::Buffered };
+    let missing_bytes = len_bytes.saturating_sub(cached_bytes);
+    if missing_bytes <= *allowed_bytes {
+        *allowed_bytes -= missing_bytes;
+        return IoPath::Buffered;
+    }
+    match file.can_read_direct() {
+        false => IoPath::DropBehind,
+        true if cached_bytes < len_bytes / 2 => IoPath::Direct,
+        true => IoPath::Mixed,
+    }
+}
