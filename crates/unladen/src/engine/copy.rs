@@ -2,7 +2,7 @@
 
 use super::{
     InitialValues, Io, Slots, missing,
-    split::{Job, Rest, for_each},
+    split::{Rest, for_each},
 };
 use crate::{
     cast::cast,
@@ -73,12 +73,6 @@ struct Bytes<'a> {
     target: &'a mut [u8],
 }
 
-impl Job for Bytes<'_> {
-    fn offset_bytes(&self) -> Option<u64> {
-        None
-    }
-}
-
 pub(super) fn fill<'n>(
     fills: impl Iterator<Item = (Span, &'n str)> + Send,
     slots: &mut Slots<'_>,
@@ -100,12 +94,6 @@ pub(super) fn fill<'n>(
 struct Named<'a> {
     target: &'a mut [u8],
     name: &'a str,
-}
-
-impl Job for Named<'_> {
-    fn offset_bytes(&self) -> Option<u64> {
-        None
-    }
 }
 
 /// Brings in the pages of a mapping, so that touching them costs nothing later.
@@ -135,10 +123,4 @@ pub(super) fn populate(
 
 struct Pages {
     range: Range<u64>,
-}
-
-impl Job for Pages {
-    fn offset_bytes(&self) -> Option<u64> {
-        Some(self.range.start)
-    }
 }

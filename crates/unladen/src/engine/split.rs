@@ -6,6 +6,7 @@ use crate::{
     error::{Error, Fault, Result},
     memory::STACK_BYTES,
     plan::Span,
+    tensor::FileId,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -39,15 +40,22 @@ impl<'s> Rest<'s> {
     }
 }
 
-/// A piece of work that can say where it reads, should it go wrong.
-pub(super) trait Job: Send {
-    /// Where in its file.
-    fn offset_bytes(&self) -> Option<u64>;
+/// What a thread has for itself, and can be asked should the thread panic.
+pub(super) trait State: Send {
+    /// The file that it reads and where, if it reads.
+    fn reading(&self) -> Option<(FileId, u64)>;
+}
+
+/// Of threads that read no file.
+impl State for () {
+    fn reading(&self) -> Option<(FileId, u64)> {
+        None
+    }
 }
 
 /// Runs work on as many threads as there are worker states (this one counts as one). The first error stops the others;
 /// a panic is one.
-pub(super) fn for_each<J: Job, S: Send>(
+pub(super) fn for_each<J: Send, S: State>(
     work: impl Iterator<Item = Result<J>> + Send,
     workers: Vec<S>,
     io: Io<'_>,
@@ -57,10 +65,9 @@ pub(super) fn for_each<J: Job, S: Send>(
     let work = |mut state: S| -> Result<()> {
         while let Some(job) = queue.take() {
             let result = io.progress.check(io.path).and(job).and_then(|job| {
-                let offset_bytes = job.offset_bytes();
                 // Whatever a job leaves half done is given back when the error ends the load.
                 let result = catch_unwind(AssertUnwindSafe(|| run(&mut state, job)));
-                result.unwrap_or_else(|panic| Err(panicked(io, offset_bytes, &*panic)))
+                result.unwrap_or_else(|panic| Err(panicked(io, state.reading(), &*panic)))
             });
             result.inspect_err(|_| queue.stop())?;
         }
@@ -84,9 +91,10 @@ pub(super) fn for_each<J: Job, S: Send>(
     })
 }
 
-fn panicked(io: Io<'_>, offset_bytes: Option<u64>, panic: &(dyn std::any::Any + Send)) -> Error {
+fn panicked(io: Io<'_>, reading: Option<(FileId, u64)>, panic: &(dyn std::any::Any + Send)) -> Error {
     let message = panic.downcast_ref::<&str>().map(|it| (*it).to_owned());
     let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
     let message = message.unwrap_or_else(|| "no message".to_owned());
-    Error::Panicked { path: io.path.to_owned(), offset_bytes, message }
+    let path = reading.and_then(|(file, _)| io.files.path(file.0 as usize)).unwrap_or(io.path);
+    Error::Panicked { path: path.to_owned(), offset_bytes: reading.map(|(_, at_byte)| at_byte), message }
 }

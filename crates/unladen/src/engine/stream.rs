@@ -3,7 +3,7 @@
 
 use super::{
     Io, Slots, missing,
-    split::{Job, Rest, for_each},
+    split::{Rest, for_each},
     worker::{Common, Worker},
 };
 use crate::{
@@ -88,12 +88,6 @@ pub(super) struct Piece<'s, 'p> {
     pub(super) target: &'s mut [u8],
     pub(super) way: &'p Way,
     is_placed: bool,
-}
-
-impl Job for Piece<'_, '_> {
-    fn offset_bytes(&self) -> Option<u64> {
-        Some(self.start_byte)
-    }
 }
 
 /// Cuts reads into pieces while they are taken.

@@ -1,6 +1,6 @@
 //! What one thread does with a piece of a file: reads it, changes it, puts it where it belongs.
 
-use super::{Io, stream::Piece};
+use super::{Io, split::State, stream::Piece};
 use crate::{
     cast::cast,
     error::{Error, Fault, Result},
@@ -24,6 +24,14 @@ pub(super) struct Common<'r> {
 pub(super) struct Worker<'s> {
     staging: Staging<'s>,
     file: Option<(FileId, Arc<FileSource>)>,
+    /// What it is about, should it panic.
+    reading: Option<(FileId, u64)>,
+}
+
+impl State for Worker<'_> {
+    fn reading(&self) -> Option<(FileId, u64)> {
+        self.reading
+    }
 }
 
 /// A staging buffer.
@@ -39,7 +47,7 @@ impl<'s> Worker<'s> {
     pub(super) fn new(buffer: Option<&'s mut HostBuffer>, source_room: usize) -> Worker<'s> {
         let bytes = buffer.map(HostBuffer::as_mut_slice).unwrap_or_default();
         let (source, cast) = bytes.split_at_mut(source_room.min(bytes.len()));
-        Worker { staging: Staging { source, cast }, file: None }
+        Worker { staging: Staging { source, cast }, file: None, reading: None }
     }
 
     /// Brings a piece to its target. `placing`: the target's pages have not been touched, and must not be.
@@ -50,17 +58,20 @@ impl<'s> Worker<'s> {
         common: &Common<'_>,
     ) -> Result<()> {
         let Piece { file, start_byte, len_bytes, target, way, .. } = piece;
+        self.reading = Some((file, start_byte));
         let place = Read { file: self.open(file, common)?, path: common.path(file), start_byte, len_bytes };
         match way {
-            Way::Plain => self.staging.plain(&place, target, placing)?,
+            Way::Plain => self.staging.plain(&place, target, placing, common.chunk_bytes)?,
             Way::Elements(change) => self.staging.elements(&place, change, target, placing)?,
             Way::Parts(parts) => self.staging.parts(&place, parts, target)?,
             Way::Gather(gathers) => {
                 for gather in gathers {
+                    self.reading = Some((gather.file, gather.start_byte));
                     let file = self.open(gather.file, common)?;
                     self.staging.gather(&file, gather, target, common)?;
+                    file.check_unchanged()?;
                 }
-                return place.file.check_unchanged();
+                return Ok(());
             }
         }
         common.io.progress.add(len_bytes);
@@ -104,14 +115,21 @@ impl Read {
 
 impl Staging<'_> {
     /// Bytes as they are.
-    fn plain(&mut self, read: &Read, target: &mut [u8], placing: Option<&Placing>) -> Result<()> {
+    fn plain(
+        &mut self,
+        read: &Read,
+        target: &mut [u8],
+        placing: Option<&Placing>,
+        chunk_bytes: u64,
+    ) -> Result<()> {
         let Some(placing) = placing else {
             return read.file.read(read.path, read.start_byte, target, read.len_bytes as usize);
         };
         let mut left_bytes = read.len_bytes as usize;
         let mut start_byte = read.start_byte;
-        // The size of a processor's cache: what was read is still in it when it is put in place.
-        for target in target.chunks_mut(PLACED_BYTES as usize) {
+        // The size of a processor's cache: what was read is still in it when it is put in place. A small budget has smaller
+        // buffers.
+        for target in target.chunks_mut(PLACED_BYTES.min(chunk_bytes) as usize) {
             let len_bytes = left_bytes.min(target.len());
             let source = self.source.get_mut(..target.len()).ok_or_else(too_small)?;
             read.file.read(read.path, start_byte, source, len_bytes)?;

@@ -83,12 +83,14 @@ impl<'a> Request<'a> {
 
     /// The plan with the least work among those that fit; if there is none, the error of the way that comes nearest.
     fn fastest(&self) -> Result<LoadPlan> {
-        let suits = |it: &Strategy| it.is_private() || self.options.intent == Intent::ReadOnly;
+        // A file that shrinks while it is mapped kills the process: nobody's choice but the caller's.
+        let suits = |it: &Strategy| !it.maps_files() || self.options.intent == Intent::ReadOnly;
         let mut best: Option<LoadPlan> = None;
         let mut nearest: Option<Error> = None;
         for strategy in Strategy::all().filter(suits) {
             match self.plan(strategy) {
-                Ok(plan) if best.as_ref().is_none_or(|best| cost(&plan) < cost(best)) => best = Some(plan),
+                // Ours is the last: among equals, a checkpoint without data for one, it is taken.
+                Ok(plan) if best.as_ref().is_none_or(|best| cost(&plan) <= cost(best)) => best = Some(plan),
                 Err(error) if nearest.as_ref().is_none_or(|it| distance(&error) < distance(it)) => {
                     nearest = Some(error);
                 }
@@ -109,17 +111,20 @@ impl<'a> Request<'a> {
         generate: impl Fn(&Generator<'_>) -> Result<Steps>,
     ) -> Result<LoadPlan> {
         let mut leanest: Option<LoadPlan> = None;
-        for ring in self.rings() {
+        // Mapped pages are brought in where they fit beside everything else; what fits without that still fits.
+        let populates = [true, false].into_iter().filter(|it| !it || self.may_populate());
+        for (populates, ring) in populates.flat_map(|it| self.rings().map(move |ring| (it, ring))) {
             let generator = Generator {
                 checkpoint: self.checkpoint,
                 items: &self.items,
                 machine: self.machine,
                 ring,
-                populates: self.options.intent == Intent::ReadOnly && self.fits_mapped(),
+                populates,
             };
             let plan = self.sized(generate(&generator)?, strategy, ring);
-            if plan.overhead_bytes() <= self.options.host_budget_bytes {
-                return self.check_rest(plan);
+            let fits_budget = plan.overhead_bytes() <= self.options.host_budget_bytes;
+            if fits_budget && needed_of_machine_bytes(plan.predicted) <= self.machine.free_host_bytes {
+                return self.check_device(plan);
             }
             if leanest.as_ref().is_none_or(|it| plan.overhead_bytes() < it.overhead_bytes()) {
                 leanest = Some(plan);
@@ -127,14 +132,15 @@ impl<'a> Request<'a> {
         }
         let plan = leanest.expect("one size of staging at least");
         let (needed_bytes, budget_bytes) = (plan.overhead_bytes(), self.options.host_budget_bytes);
-        Err(over(
-            self.checkpoint,
-            Limit::HostBudget,
-            plan.strategy.name(),
-            largest(&plan).or(self.largest()),
-            needed_bytes,
-            budget_bytes,
-        ))
+        let what = plan.strategy.name();
+        if needed_bytes > budget_bytes {
+            let tensor = largest(&plan).or(self.largest());
+            return Err(over(self.checkpoint, Limit::HostBudget, what, tensor, needed_bytes, budget_bytes));
+        }
+        let plan = self.check_device(plan)?;
+        let (needed_bytes, free_bytes) =
+            (needed_of_machine_bytes(plan.predicted), self.machine.free_host_bytes);
+        Err(over(self.checkpoint, Limit::FreeMemory, what, self.largest(), needed_bytes, free_bytes))
     }
 
     /// Sizes of staging from the fastest to the leanest. They do not depend on the budget, so that the leanest tells the
@@ -160,10 +166,10 @@ impl<'a> Request<'a> {
         wide.chain(narrow)
     }
 
-    /// True if all that could be mapped fits into memory beside nothing else.
-    fn fits_mapped(&self) -> bool {
-        let mapped_bytes: u64 = self.checkpoint.files.iter().map(|it| it.len_bytes).sum();
-        mapped_bytes <= self.machine.free_host_bytes
+    /// True if mappings stay, and all that could be mapped fits into memory beside nothing else.
+    fn may_populate(&self) -> bool {
+        let mapped_bytes = self.checkpoint.files.iter().map(|it| it.len_bytes).fold(0, u64::saturating_add);
+        self.options.intent == Intent::ReadOnly && mapped_bytes <= self.machine.free_host_bytes
     }
 
     /// Adds up what a plan takes.
@@ -193,33 +199,14 @@ impl<'a> Request<'a> {
         plan
     }
 
-    /// Checks what staging cannot change: the device's budget and the memory that there is.
-    fn check_rest(&self, plan: LoadPlan) -> Result<LoadPlan> {
-        let what = plan.strategy.name();
+    /// Checks what staging cannot change.
+    fn check_device(&self, plan: LoadPlan) -> Result<LoadPlan> {
         let (needed_bytes, budget_bytes) = (plan.predicted.device_bytes, self.options.device_budget_bytes);
-        if needed_bytes > budget_bytes {
-            return Err(over(
-                self.checkpoint,
-                Limit::DeviceBudget,
-                what,
-                self.largest(),
-                needed_bytes,
-                budget_bytes,
-            ));
+        if needed_bytes <= budget_bytes {
+            return Ok(plan);
         }
-        let needed_bytes = needed_of_machine_bytes(plan.predicted);
-        if needed_bytes > self.machine.free_host_bytes {
-            let free_bytes = self.machine.free_host_bytes;
-            return Err(over(
-                self.checkpoint,
-                Limit::FreeMemory,
-                what,
-                self.largest(),
-                needed_bytes,
-                free_bytes,
-            ));
-        }
-        Ok(plan)
+        let (what, tensor) = (plan.strategy.name(), self.largest());
+        Err(over(self.checkpoint, Limit::DeviceBudget, what, tensor, needed_bytes, budget_bytes))
     }
 }
 

@@ -4,9 +4,11 @@ use super::steps::Change;
 use crate::{
     cast::Casts,
     checkpoint::Checkpoint,
+    dtype::DType,
     error::Result,
     tensor::{Backing, FileId, Layout, Piece, TensorId},
 };
+use std::collections::{HashMap, hash_map::Entry};
 
 /// A tensor to load, under one name or several.
 #[derive(Clone, Debug)]
@@ -40,23 +42,22 @@ impl Item {
 /// Fails if a cast names a tensor that cannot be cast.
 pub(super) fn items(checkpoint: &Checkpoint, casts: &Casts) -> Result<Vec<Item>> {
     let mut items: Vec<Item> = Vec::with_capacity(checkpoint.tensors.len());
-    let mut item_of = vec![0; checkpoint.tensors.len()];
+    let mut item_of: HashMap<(TensorId, DType), usize> = HashMap::new();
     for ((id, tensor), first) in checkpoint.iter().zip(checkpoint.first_with_same_bytes()) {
         if tensor.backing == Backing::Meta {
             continue;
         }
         let in_file = |error: crate::error::Error| error.in_tensor(&tensor.name).in_file(&checkpoint.path);
         let dtype = casts.dtype_of(&tensor.name, tensor.layout.dtype()).map_err(in_file)?;
-        if first != id {
-            let item = &mut items[item_of[first.0 as usize]];
-            if item.layout.dtype() == dtype {
-                item.tied.push(id);
-                continue;
+        // Names that are cast alike stay tied, though the first of all be cast otherwise.
+        match item_of.entry((first, dtype)) {
+            Entry::Occupied(item) => items[*item.get()].tied.push(id),
+            Entry::Vacant(place) => {
+                place.insert(items.len());
+                let layout = Layout::contiguous(dtype, tensor.layout.shape()).map_err(in_file)?;
+                items.push(Item { tensor: id, tied: Vec::new(), layout });
             }
         }
-        let layout = Layout::contiguous(dtype, tensor.layout.shape()).map_err(in_file)?;
-        item_of[id.0 as usize] = items.len();
-        items.push(Item { tensor: id, tied: Vec::new(), layout });
     }
     Ok(items)
 }

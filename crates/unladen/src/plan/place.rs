@@ -116,7 +116,10 @@ impl StateDict {
         let path = io.get(file.0 as usize).copied().unwrap_or_default();
         let is_paged = len_bytes >= OWN_PAGES_BYTES && matches!(way, Way::Plain | Way::Elements(_));
         if !is_paged {
-            let place = Place { slot: rest, start_byte: self.rest_bytes.next_multiple_of(ALIGN_BYTES) };
+            // Like in the file, so that every tensor of a run is aligned, wherever the first of them starts.
+            let in_line = if way == Way::Plain { start_byte % ALIGN_BYTES } else { 0 };
+            let start_of_line = self.rest_bytes.next_multiple_of(ALIGN_BYTES);
+            let place = Place { slot: rest, start_byte: start_of_line + in_line };
             self.rest_bytes = place.start_byte + len_bytes;
             // Past the page cache come whole pages only, which cannot land here.
             let way = if way == Way::Plain && path.is_past_cache() { Way::Elements(VERBATIM) } else { way };

@@ -33,6 +33,7 @@ fn steps_bytes(steps: &[Step]) -> u64 {
             reads.capacity() * size_of::<Read>() + reads.iter().map(of_read).sum::<usize>()
         }
         Step::Fill(fills) => fills.capacity() * size_of::<super::Fill>(),
+        Step::Populate { ranges, .. } => size_of_val(&ranges[..]),
         _ => 0,
     };
     // The vector of steps may have room for twice as many, which nobody touched.

@@ -2,7 +2,7 @@
 
 use super::{FileSource, file::same};
 use crate::{error::Result, stamp::FileStamp};
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 /// The files of a checkpoint, by position. The first few stay open from `open` to the load, so that nobody can swap
 /// them in between; the others (a folder may hold thousands) are opened again, and must be what they were.
@@ -44,6 +44,11 @@ impl FileSet {
     /// What the files were when they were opened, by position.
     pub fn stamps(&self) -> Vec<FileStamp> {
         self.files.iter().map(|it| it.stamp.clone()).collect()
+    }
+
+    /// The path of a file, if there is one of that number.
+    pub fn path(&self, index: usize) -> Option<&Path> {
+        self.files.get(index).map(|it| &*it.stamp.path)
     }
 
     /// Number of files.

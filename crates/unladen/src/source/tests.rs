@@ -6,14 +6,18 @@ use crate::{
     io_path::IoPath,
     memory::{self, HostBuffer, Reservation},
 };
+use faulty::{Fault, Faulty};
 use std::{
-    io::{self, Write},
+    io::Write,
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
+
+#[path = "../../tests/common/faulty.rs"]
+mod faulty;
 
 const LEN_BYTES: usize = 300_007;
 
@@ -37,63 +41,6 @@ fn buffer(len_bytes: usize) -> HostBuffer {
     HostBuffer::new(Reservation::uncounted(len_bytes as u64), "test".as_ref()).unwrap()
 }
 
-/// What goes wrong with system calls. `direct_refused` fails every direct read as a file system does that has none.
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    /// At most so many bytes a call.
-    Short(usize),
-    /// Every other call is interrupted.
-    Interrupted,
-    /// Calls that start behind this byte fail, calls before it stop there.
-    BrokenAt(u64),
-    /// The file has fewer bytes than when it was opened.
-    EndsAt(u64),
-    /// No direct reads, found out at the first.
-    DirectRefused(i32),
-    /// No direct reads from the second call on.
-    DirectRefusedLater,
-}
-
-#[derive(Debug)]
-struct Faulty {
-    inner: Box<dyn RawRead>,
-    fault: Fault,
-    n_calls: Arc<AtomicUsize>,
-    n_direct_calls: Arc<AtomicUsize>,
-}
-
-impl RawRead for Faulty {
-    fn read_at(&self, is_direct: bool, start_byte: u64, target: &mut [u8]) -> io::Result<usize> {
-        let n_calls = self.n_calls.fetch_add(1, Relaxed);
-        let n_direct_calls = if is_direct {
-            self.n_direct_calls.fetch_add(1, Relaxed)
-        } else {
-            self.n_direct_calls.load(Relaxed)
-        };
-        let failed = |code| Err(io::Error::from_raw_os_error(code));
-        // The inner call reads as it was asked to, so that direct reads stay aligned; what came is cut down afterwards.
-        let read = |target: &mut [u8]| self.inner.read_at(is_direct, start_byte, target);
-        let up_to = |end_byte: u64, n: usize| n.min(end_byte.saturating_sub(start_byte) as usize);
-        match self.fault {
-            Fault::Short(most_bytes) => {
-                let n = read(target)?.min(most_bytes);
-                // What a short read did not bring is nobody's.
-                target[n..].fill(0xEE);
-                Ok(n)
-            }
-            Fault::Interrupted if n_calls.is_multiple_of(2) => failed(libc::EINTR),
-            Fault::Interrupted => read(target),
-            Fault::BrokenAt(byte) if start_byte >= byte => failed(libc::EIO),
-            Fault::BrokenAt(byte) => Ok(up_to(byte, read(target)?)),
-            Fault::EndsAt(byte) => Ok(up_to(byte, read(target)?)),
-            Fault::DirectRefused(code) if is_direct => failed(code),
-            Fault::DirectRefusedLater if is_direct && n_direct_calls > 0 => failed(libc::EINVAL),
-            Fault::DirectRefusedLater if is_direct => Ok(read(target)?.min(4096 + 512)),
-            Fault::DirectRefused(_) | Fault::DirectRefusedLater => read(target),
-        }
-    }
-}
-
 struct Wrapped {
     source: FileSource,
     n_direct_calls: Arc<AtomicUsize>,
@@ -102,9 +49,12 @@ struct Wrapped {
 fn wrapped(path: &Path, fault: Fault) -> Wrapped {
     let n_direct_calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&n_direct_calls);
-    let source = FileSource::open(path).unwrap().with_raw(|inner| {
-        Box::new(Faulty { inner, fault, n_calls: Arc::default(), n_direct_calls: counted })
-    });
+    let count = move |_, is_direct, _| {
+        counted.fetch_add(usize::from(is_direct), Relaxed);
+    };
+    let source = FileSource::open(path)
+        .unwrap()
+        .with_raw(|inner| Box::new(Faulty::new(inner, fault, Arc::new(count))));
     Wrapped { source, n_direct_calls }
 }
 
