@@ -50,7 +50,7 @@ pub(crate) struct HowArgs {
     #[arg(long, default_value = "auto", value_parser = choice)]
     pub(crate) strategy: Choice,
     /// What will happen to the weights: private (they may be written to) or read-only (the file's own pages will do).
-    /// By default private, but read-only for `gpt2`, which only reads.
+    /// By default private, but read-only for `gpt2`, which only reads. It is for `auto`: a named strategy does what it does.
     #[arg(long, value_parser = intent)]
     pub(crate) intent: Option<Intent>,
     /// Where the weights go.
@@ -69,9 +69,9 @@ pub(crate) struct HowArgs {
     #[arg(long, value_name = "PATH", value_parser = io_path)]
     pub(crate) io: Option<IoPath>,
     /// Leave the file in the page cache, because other processes load it too.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "io")]
     pub(crate) share_cache: bool,
-    /// Threads that read; by default, as many as there are processors, up to 8, and 4 for a disk.
+    /// Threads that read, 256 at most; by default, as many as there are processors, up to 8, and 4 for a disk.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 }
@@ -178,9 +178,9 @@ pub(crate) struct LoadArgs {
     #[command(flatten)]
     pub(crate) how: HowArgs,
     /// Fill the same memory a second time and say what that took: the price of refilling a model that is there.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["touch", "logits_to", "strategy", "intent"])]
     pub(crate) refill: bool,
-    /// Read a byte of every page of the weights, on the clock: a mapping that is never touched costs nothing.
+    /// Read every byte of the weights, on the clock: a mapping that is never touched costs nothing.
     #[arg(long)]
     pub(crate) touch: bool,
     /// Compute one hash over all that was loaded, outside the clock.

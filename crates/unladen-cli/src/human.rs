@@ -37,7 +37,8 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
             .ok_or_else(|| "too large".to_owned());
     }
     let number: f64 = number.parse().map_err(|_| "a size begins with a number, or is `none`".to_owned())?;
-    Ok((number * (1u64 << shift) as f64) as u64)
+    let bytes = number * (1u64 << shift) as f64;
+    if bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err("too large".to_owned()) }
 }
 
 /// `0.123`, `12.3`.
@@ -55,7 +56,7 @@ mod tests {
         let known = ["0", "4096", "64MiB", "64 m", "1.5GiB", "9007199254740993", "none"];
         let read: Vec<u64> = known.iter().map(|it| parse_bytes(it).unwrap()).collect();
         assert_eq!(read, [0, 4096, 64 << 20, 64 << 20, 3 << 29, 9_007_199_254_740_993, u64::MAX]);
-        for wrong in ["", "MiB", "-1", "1.2.3", "7 apples", "99999999999 TiB"] {
+        for wrong in ["", "MiB", "-1", "1.2.3", "7 apples", "99999999999 TiB", "99999999999.5TiB"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }
     }

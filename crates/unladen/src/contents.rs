@@ -140,6 +140,7 @@ impl Input<'_> {
         };
         let start_byte = storage.start_byte + at_byte;
         let bytes = read_staged(&**file, path, start_byte, len_bytes, self.source.as_mut_slice())?;
+        file.check_unchanged()?;
         piece.resolve.apply(piece.layout.dtype(), bytes);
         Ok(bytes)
     }

@@ -4,6 +4,7 @@ mod copy;
 mod queue;
 mod split;
 mod stream;
+mod touch;
 mod worker;
 
 use crate::{

@@ -257,19 +257,19 @@ impl Error {
                 _ => "try again; if it happens again, check the disk",
             },
             Error::OverBudget { limit: Limit::HostBudget, .. } => {
-                "allow the bytes that it needs (--host-budget), or let `auto` choose a way that needs less"
+                "allow the bytes that it needs (--host-budget); of all strategies `stream` needs least"
             }
             Error::OverBudget { limit: Limit::DeviceBudget, .. } => {
                 "allow the bytes that it needs (--device-budget), or cast to a smaller type (--dtype bf16)"
             }
             Error::OverBudget { .. } => {
-                "of the ways to own the weights `stream` needs least, --dtype bf16 less; --intent read-only needs none"
+                "free some memory, cast to a smaller type (--dtype bf16), or let the file's own pages do (--intent read-only)"
             }
             Error::Device { .. } => "use --device host",
             Error::Panicked { .. } => {
-                "this is a bug of unladen; everything was given back, and another load can be tried"
+                "everything was given back, and another load can be tried; unless the panic came from code of yours, please report it"
             }
-            Error::Cancelled { .. } => "nothing was left behind",
+            Error::Cancelled { .. } => "what the work had taken was given back",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The ways by which bytes come from a file, by name. Reading is `source`'s, choosing is `plan`'s.
+//! The ways by which bytes come from a file, by name. Choosing one and reading by it is `source`'s.
 
 use crate::error::{Error, Fault};
 use std::{fmt, str::FromStr};

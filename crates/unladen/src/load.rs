@@ -13,7 +13,7 @@ use crate::{
     plan::{LoadPlan, Machine, PlanOptions, Strategy},
     progress::Progress,
     source::FileSet,
-    tensor::{Layout, TensorId},
+    tensor::{Backing, Layout, TensorId},
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -111,7 +111,7 @@ impl OpenCheckpoint {
     /// will have, casts included.
     ///
     /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if there is no buffer for a tensor, or one of another type,
-    /// shape or length; nothing is read then.
+    /// shape or length; nothing is read then. If it fails later, or is cancelled, the buffers hold anything.
     pub fn load_into<'a>(
         &self,
         mut buffer_for: impl FnMut(&str, &Layout) -> Option<TensorBuffer<'a>>,
@@ -134,14 +134,16 @@ impl OpenCheckpoint {
 
     /// As [`OpenCheckpoint::load_into`], with all buffers by name.
     ///
-    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if the names are not those of the checkpoint's tensors.
+    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if the names are not those of the checkpoint's tensors with
+    /// data.
     pub fn load_into_buffers<'a>(
         &self,
         mut buffers: HashMap<&str, TensorBuffer<'a>>,
         plan_options: &PlanOptions,
         options: RunOptions<'_>,
     ) -> Result<Loaded<'a>> {
-        let known: HashSet<&str> = self.tensors.iter().map(|it| it.name.as_str()).collect();
+        let with_data = self.tensors.iter().filter(|it| it.backing != Backing::Meta);
+        let known: HashSet<&str> = with_data.map(|it| it.name.as_str()).collect();
         if let Some(name) = buffers.keys().find(|it| !known.contains(*it)) {
             let fault = Fault::new("names of the checkpoint's tensors", "memory for another").tensor(*name);
             return Err(fault.mismatch().in_file(&self.path));

@@ -45,6 +45,11 @@ pub trait ReadAt: Send + Sync {
         }
     }
 
+    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if the bytes may have changed since the source was opened.
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// A small range in a buffer of its own, for headers.
     ///
     /// Nothing is allocated for a range that lies outside the source.

@@ -87,7 +87,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     }
     report(&row, args.json);
     let unused = args.how.dtype.unused(checkpoint.tensors.iter().map(|it| it.name.as_str()));
-    unused.iter().for_each(|it| out::words(&format!("warning: no tensor matches `{it}`")));
+    unused.iter().for_each(|it| out::words(&format!("warning: `{it}` decides about no tensor")));
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(())
 }

@@ -23,7 +23,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         print(&report);
     }
     let unused = options.casts.unused(checkpoint.tensors.iter().map(|it| it.name.as_str()));
-    unused.iter().for_each(|it| out::words(&format!("warning: no tensor matches `{it}`")));
+    unused.iter().for_each(|it| out::words(&format!("warning: `{it}` decides about no tensor")));
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(())
 }

@@ -4,6 +4,7 @@
 use super::{
     Io, Slots, missing,
     split::{Rest, for_each},
+    touch::Chooser,
     worker::{Common, Worker},
 };
 use crate::{
@@ -18,8 +19,8 @@ use crate::{
 /// What one read brings in place. Several are in flight, so it is no measure of memory.
 const READ_BYTES: u64 = 8 << 20;
 
-/// What a thread puts in place before it looks for more, and for a cancel.
-const PLACED_PIECE_BYTES: u64 = 2 << 20;
+/// What a thread brings into fresh pages before it looks for more, and for a cancel: two huge pages.
+const FRESH_PIECE_BYTES: u64 = 4 << 20;
 
 /// Elements are cut in multiples of so many, whose bytes are whole pages whatever their size.
 const CUT_ELEMS: u64 = PAGE_BYTES;
@@ -71,7 +72,8 @@ impl Stream<'_> {
             reads: self.reads.iter(),
             current: None,
         };
-        let common = Common { paths: self.paths, chunk_bytes: self.chunk_bytes, io };
+        let chooser = Chooser::default();
+        let common = Common { paths: self.paths, chunk_bytes: self.chunk_bytes, chooser: &chooser, io };
         for_each(cutter, workers, io, |worker, piece| {
             let placing = placing.as_ref().map(|(_, it)| it).filter(|_| piece.is_placed);
             worker.bring(piece, placing, &common)
@@ -119,8 +121,12 @@ impl<'s, 'p> Iterator for Cutter<'s, 'p> {
         let is_placed = self.placed == Some(read.target.slot);
         let (len_bytes, target_bytes) = match &read.way {
             Way::Plain => {
-                let piece_bytes = if is_placed { PLACED_PIECE_BYTES } else { READ_BYTES };
-                let to_boundary = (start_byte + 1).next_multiple_of(piece_bytes) - start_byte;
+                // Fresh pages are cut where huge ones begin, the others where the file's blocks do.
+                let (at, piece_bytes) = match is_placed {
+                    true => (target.as_ptr().addr() as u64, FRESH_PIECE_BYTES),
+                    false => (start_byte, READ_BYTES),
+                };
+                let to_boundary = (at + 1).next_multiple_of(piece_bytes) - at;
                 (to_boundary, to_boundary)
             }
             Way::Elements(change) => {

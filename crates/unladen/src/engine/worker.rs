@@ -1,6 +1,11 @@
 //! What one thread does with a piece of a file: reads it, changes it, puts it where it belongs.
 
-use super::{Io, split::State, stream::Piece};
+use super::{
+    Io,
+    split::State,
+    stream::Piece,
+    touch::{Chooser, Touch},
+};
 use crate::{
     cast::cast,
     error::{Error, Fault, Result},
@@ -10,13 +15,14 @@ use crate::{
     source::{FileSource, read_staged},
     tensor::{FileId, Side},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 /// What every worker looks at.
 pub(super) struct Common<'r> {
     /// By file.
     pub(super) paths: &'r [IoPath],
     pub(super) chunk_bytes: u64,
+    pub(super) chooser: &'r Chooser,
     pub(super) io: Io<'r>,
 }
 
@@ -61,7 +67,7 @@ impl<'s> Worker<'s> {
         self.reading = Some((file, start_byte));
         let place = Read { file: self.open(file, common)?, path: common.path(file), start_byte, len_bytes };
         match way {
-            Way::Plain => self.staging.plain(&place, target, placing, common.chunk_bytes)?,
+            Way::Plain => self.plain(&place, target, placing, common)?,
             Way::Elements(change) => self.staging.elements(&place, change, target, placing)?,
             Way::Parts(parts) => self.staging.parts(&place, parts, target)?,
             Way::Gather(gathers) => {
@@ -77,6 +83,30 @@ impl<'s> Worker<'s> {
         common.io.progress.add(len_bytes);
         // Files of a large folder do not stay open until the end of the load.
         place.file.check_unchanged()
+    }
+
+    /// Bytes as they are, to fresh pages by whichever way is the faster one now.
+    fn plain(
+        &mut self,
+        read: &Read,
+        target: &mut [u8],
+        placing: Option<&Placing>,
+        common: &Common<'_>,
+    ) -> Result<()> {
+        let in_place =
+            |target: &mut [u8]| read.file.read(read.path, read.start_byte, target, read.len_bytes as usize);
+        let Some(placing) = placing else { return in_place(target) };
+        let (began, way) = (Instant::now(), common.chooser.next());
+        match way {
+            Touch::Placed => self.staging.plain(read, target, placing, common.chunk_bytes)?,
+            Touch::Huge => {
+                let left = placing.leave(target);
+                left.map_err(|error| Error::io(&read.file.stamp().path, "take fresh memory", error))?;
+                in_place(target)?;
+            }
+        }
+        common.chooser.learn(way, read.len_bytes, began.elapsed());
+        Ok(())
     }
 
     /// A file, kept until another is asked for.
@@ -114,17 +144,8 @@ impl Read {
 }
 
 impl Staging<'_> {
-    /// Bytes as they are.
-    fn plain(
-        &mut self,
-        read: &Read,
-        target: &mut [u8],
-        placing: Option<&Placing>,
-        chunk_bytes: u64,
-    ) -> Result<()> {
-        let Some(placing) = placing else {
-            return read.file.read(read.path, read.start_byte, target, read.len_bytes as usize);
-        };
+    /// Bytes as they are, to pages that nobody has touched.
+    fn plain(&mut self, read: &Read, target: &mut [u8], placing: &Placing, chunk_bytes: u64) -> Result<()> {
         let mut left_bytes = read.len_bytes as usize;
         let mut start_byte = read.start_byte;
         // The size of a processor's cache: what was read is still in it when it is put in place. A small budget has smaller

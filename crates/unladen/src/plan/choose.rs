@@ -32,6 +32,9 @@ const MAX_DIRECT_CHUNK_BYTES: u64 = 4 << 20;
 /// Threads beyond this do not make a warm file come faster.
 const MAX_THREADS: usize = 8;
 
+/// More threads than this are not started, whoever asks for them.
+const MAX_ASKED_THREADS: usize = 256;
+
 /// Reads that a disk wants in flight at least.
 const MIN_DIRECT_THREADS: usize = 4;
 
@@ -91,7 +94,8 @@ impl<'a> Request<'a> {
             match self.plan(strategy) {
                 // Ours is the last: among equals, a checkpoint without data for one, it is taken.
                 Ok(plan) if best.as_ref().is_none_or(|best| cost(&plan) <= cost(best)) => best = Some(plan),
-                Err(error) if nearest.as_ref().is_none_or(|it| distance(&error) < distance(it)) => {
+                // Among equals the last: `stream`.
+                Err(error) if nearest.as_ref().is_none_or(|it| distance(&error) <= distance(it)) => {
                     nearest = Some(error);
                 }
                 Ok(_) | Err(_) => {}
@@ -111,7 +115,7 @@ impl<'a> Request<'a> {
         generate: impl Fn(&Generator<'_>) -> Result<Steps>,
     ) -> Result<LoadPlan> {
         let mut leanest: Option<LoadPlan> = None;
-        // Mapped pages are brought in where they fit beside everything else; what fits without that still fits.
+        // Mapped pages are brought in where they fit; what fits without that still fits.
         let populates = [true, false].into_iter().filter(|it| !it || self.may_populate());
         for (populates, ring) in populates.flat_map(|it| self.rings().map(move |ring| (it, ring))) {
             let generator = Generator {
@@ -123,7 +127,9 @@ impl<'a> Request<'a> {
             };
             let plan = self.sized(generate(&generator)?, strategy, ring);
             let fits_budget = plan.overhead_bytes() <= self.options.host_budget_bytes;
-            if fits_budget && needed_of_machine_bytes(plan.predicted) <= self.machine.free_host_bytes {
+            let brought_in_bytes = if populates { plan.predicted.mapped_bytes } else { 0 };
+            let needed_bytes = needed_of_machine_bytes(plan.predicted).saturating_add(brought_in_bytes);
+            if fits_budget && needed_bytes <= self.machine.free_host_bytes {
                 return self.check_device(plan);
             }
             if leanest.as_ref().is_none_or(|it| plan.overhead_bytes() < it.overhead_bytes()) {
@@ -149,7 +155,7 @@ impl<'a> Request<'a> {
         let is_direct = self.machine.io.contains(&IoPath::Direct);
         let suggested = self.machine.n_cores.clamp(1, MAX_THREADS);
         let suggested = if is_direct { suggested.max(MIN_DIRECT_THREADS) } else { suggested };
-        let n_threads = self.options.n_threads.unwrap_or(suggested).max(1);
+        let n_threads = self.options.n_threads.unwrap_or(suggested).clamp(1, MAX_ASKED_THREADS);
         let largest = if is_direct { MAX_DIRECT_CHUNK_BYTES } else { MAX_CHUNK_BYTES };
         let chunks =
             std::iter::successors(Some(largest), |it| Some(it / 2)).take_while(|it| *it >= MIN_CHUNK_BYTES);
@@ -166,7 +172,7 @@ impl<'a> Request<'a> {
         wide.chain(narrow)
     }
 
-    /// True if mappings stay, and all that could be mapped fits into memory beside nothing else.
+    /// True if mappings stay, and what could be mapped fits into memory by itself.
     fn may_populate(&self) -> bool {
         let mapped_bytes = self.checkpoint.files.iter().map(|it| it.len_bytes).fold(0, u64::saturating_add);
         self.options.intent == Intent::ReadOnly && mapped_bytes <= self.machine.free_host_bytes

@@ -63,7 +63,7 @@ pub struct PlanOptions {
     pub host_budget_bytes: u64,
     /// What may be allocated on the device, the weights included. [`u64::MAX`]: what is free.
     pub device_budget_bytes: u64,
-    /// Threads that read and copy; `None`: what the machine suggests.
+    /// Threads that read and copy, 256 at most; `None`: what the machine suggests.
     pub n_threads: Option<usize>,
     /// Element types that the weights shall have instead of those in the file.
     pub casts: Casts,

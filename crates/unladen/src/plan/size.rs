@@ -15,7 +15,7 @@ const BYTES_PER_TENSOR: u64 = 416;
 pub(super) fn bookkeeping_bytes(checkpoint: &Checkpoint, steps: &[Step], n_threads: usize) -> u64 {
     let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
     let state = names + checkpoint.tensors.len() as u64 * BYTES_PER_TENSOR;
-    let stacks = (n_threads.max(1) as u64 - 1) * STACK_BYTES;
+    let stacks = (n_threads.max(1) as u64 - 1).saturating_mul(STACK_BYTES);
     // What passed while the checkpoint was opened is free again when the plan is made.
     let tables = checkpoint.metadata_bytes() + steps_bytes(steps) + state;
     PROCESS_BYTES + checkpoint.opening_peak_bytes().max(tables) + stacks

@@ -100,10 +100,14 @@ pub(super) fn same(before: &FileStamp, now: &FileStamp) -> Result<()> {
         return Ok(());
     }
     let hint = "something writes to the file; wait until it is done, then load again";
-    Err(Fault::new(format!("the file as it was opened ({before:?})"), format!("{now:?}"))
-        .hint(hint)
-        .mismatch()
-        .in_file(&now.path))
+    let found = if (before.dev, before.ino) != (now.dev, now.ino) {
+        "another file of that name".to_owned()
+    } else if before.len_bytes != now.len_bytes {
+        format!("{} bytes instead of {}", now.len_bytes, before.len_bytes)
+    } else {
+        "one that was written to since".to_owned()
+    };
+    Err(Fault::new("the file as it was opened", found).hint(hint).mismatch().in_file(&now.path))
 }
 
 impl ReadAt for FileSource {
@@ -117,6 +121,10 @@ impl ReadAt for FileSource {
 
     fn read_exact_at(&self, start_byte: u64, target: &mut [u8]) -> Result<()> {
         self.read_buffered(start_byte, target)
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        FileSource::check_unchanged(self)
     }
 
     fn read_by(&self, path: IoPath, start_byte: u64, target: &mut [u8], need_bytes: usize) -> Result<()> {
