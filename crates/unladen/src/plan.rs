@@ -92,6 +92,32 @@ impl LoadPlan {
         &self.io
     }
 
+    /// How each file comes, in words: by its path of input, or `mapped` if nothing of it is read.
+    pub fn inputs(&self) -> Vec<&'static str> {
+        let mut inputs: Vec<_> = self.io.iter().map(|it| it.name()).collect();
+        let mut is_read = vec![false; inputs.len()];
+        for read in self.steps.iter().flat_map(|step| match step {
+            Step::Stream { reads, .. } => &reads[..],
+            _ => &[],
+        }) {
+            let gathers = match &read.way {
+                Way::Gather(gathers) => &gathers[..],
+                _ => &[],
+            };
+            for file in gathers.iter().map(|it| it.file).chain([read.file]) {
+                is_read[file.0 as usize] = true;
+            }
+        }
+        for step in &self.steps {
+            if let Step::Map { file, .. } = step
+                && !is_read[file.0 as usize]
+            {
+                inputs[file.0 as usize] = "mapped";
+            }
+        }
+        inputs
+    }
+
     /// What the load holds all along in names, shapes, steps and stacks.
     pub fn bookkeeping_bytes(&self) -> u64 {
         self.bookkeeping_bytes

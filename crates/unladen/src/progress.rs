@@ -19,12 +19,19 @@ struct Stop<'s, 'scope> {
     watcher: Option<thread::ScopedJoinHandle<'scope, ()>>,
 }
 
+impl Stop<'_, '_> {
+    fn end(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+        let Some(watcher) = self.watcher.take() else { return };
+        watcher.thread().unpark();
+        // A callback that panicked is not called from there any more; that is no reason to lose what was loaded.
+        let _ = watcher.join();
+    }
+}
+
 impl Drop for Stop<'_, '_> {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Release);
-        if let Some(watcher) = &self.watcher {
-            watcher.thread().unpark();
-        }
+        self.end();
     }
 }
 
@@ -75,9 +82,9 @@ impl Progress {
             let watcher =
                 thread::Builder::new().stack_size(REPORT_STACK_BYTES).spawn_scoped(scope, watch).ok();
             // The thread ends when the work panics, too: else the scope would wait for it.
-            let stop = Stop { is_over: &is_over, watcher };
+            let mut stop = Stop { is_over: &is_over, watcher };
             let result = work();
-            drop(stop);
+            stop.end();
             result
         });
         call();

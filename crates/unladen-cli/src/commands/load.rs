@@ -190,7 +190,7 @@ fn refill(path: &Path, args: &LoadArgs, cached_before: &HashMap<PathBuf, Option<
 
 /// `buffered`, or what there is, joined by a comma.
 fn io_of(plan: &LoadPlan) -> String {
-    let mut names: Vec<&str> = plan.io().iter().map(|it| it.name()).collect();
+    let mut names = plan.inputs();
     names.sort_unstable();
     names.dedup();
     names.join(",")

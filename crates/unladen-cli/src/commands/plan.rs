@@ -75,7 +75,7 @@ fn report(
     free_host_bytes: u64,
 ) -> Report {
     let predicted = plan.predicted();
-    let files = checkpoint.files.iter().zip(plan.io());
+    let files = checkpoint.files.iter().zip(plan.inputs());
     Report {
         strategy: plan.strategy().to_string(),
         device: plan.device().to_string(),
@@ -94,7 +94,7 @@ fn report(
             .map(|(file, io)| FileLine {
                 path: file.path.display().to_string(),
                 bytes: file.len_bytes,
-                io: io.name(),
+                io,
             })
             .collect(),
         steps: lines(plan),
