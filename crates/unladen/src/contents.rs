@@ -53,7 +53,7 @@ struct Input<'a> {
 impl<'a> Reader<'a> {
     /// Reads nothing yet. Of `progress` it only asks whether to stop, before each read.
     ///
-    /// Fails with [`Error::Io`](crate::Error::Io) if the system has no memory for the buffers.
+    /// Fails with [`Error::Io`] if the system has no memory for the buffers.
     pub fn new(
         checkpoint: &'a Checkpoint,
         files: &'a OpenFile<'a>,
@@ -67,7 +67,7 @@ impl<'a> Reader<'a> {
 
     /// Passes the tensor's bytes to `sink`, in order, in bounded chunks. Stops at the first error of `sink`.
     ///
-    /// Fails with [`Error::Unsupported`](crate::Error::Unsupported) for a tensor without data.
+    /// Fails with [`Error::Unsupported`] for a tensor without data.
     pub fn for_each_chunk(&mut self, id: TensorId, sink: &mut Sink<'_>) -> Result<()> {
         let checkpoint = self.input.checkpoint;
         let tensor = checkpoint.tensor(id);

@@ -57,7 +57,7 @@ pub struct Output<'a> {
 
 /// What the path says about the format, unless the caller does: by extension, a folder without one.
 ///
-/// Fails with [`Error::Unsupported`](crate::Error::Unsupported) for an extension that no format has.
+/// Fails with [`Error::Unsupported`] for an extension that no format has.
 pub fn format_for_path(path: &Path, explicit: Option<Format>) -> Result<Format> {
     let is_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.is_dir();
     let extension = path.extension().map(|it| it.to_ascii_lowercase());

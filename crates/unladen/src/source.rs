@@ -32,7 +32,7 @@ pub trait ReadAt: Send + Sync {
 
     /// Fills `target` with the bytes from `start_byte` on.
     ///
-    /// Fails with [`Error::Io`](crate::Error::Io) if the system does, with [`Error::Corrupt`](crate::Error::Corrupt)
+    /// Fails with [`Error::Io`] if the system does, with [`Error::Corrupt`]
     /// if the source ends first; `target` then holds anything.
     fn read_exact_at(&self, start_byte: u64, target: &mut [u8]) -> Result<()>;
 
@@ -45,7 +45,7 @@ pub trait ReadAt: Send + Sync {
         }
     }
 
-    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if the bytes may have changed since the source was opened.
+    /// Fails with [`Error::Mismatch`] if the bytes may have changed since the source was opened.
     fn check_unchanged(&self) -> Result<()> {
         Ok(())
     }

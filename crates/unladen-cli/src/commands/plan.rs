@@ -91,11 +91,7 @@ fn report(
         free_host_bytes: Some(free_host_bytes).filter(|it| *it < u64::MAX),
         read_bytes: plan.read_bytes(),
         files: files
-            .map(|(file, io)| FileLine {
-                path: file.path.display().to_string(),
-                bytes: file.len_bytes,
-                io,
-            })
+            .map(|(file, io)| FileLine { path: file.path.display().to_string(), bytes: file.len_bytes, io })
             .collect(),
         steps: lines(plan),
     }
