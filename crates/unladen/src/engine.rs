@@ -52,6 +52,13 @@ pub struct Run<'r, 'a> {
 /// Runs a plan. On failure everything that it took is given back.
 pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
     let io = run.io;
+    if io.files.fingerprint() != plan.fingerprint() {
+        let fault = Fault::new("a plan that was made for this checkpoint", "one for other files");
+        return Err(fault
+            .hint("plan again: the checkpoint was opened anew since")
+            .mismatch()
+            .in_file(io.path));
+    }
     io.files.check_unchanged()?;
     io.progress.expect(plan.work_bytes());
     let n_threads = plan.n_threads();

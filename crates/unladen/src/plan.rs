@@ -36,6 +36,8 @@ pub struct LoadPlan {
     device: Device,
     n_threads: usize,
     io: Vec<IoPath>,
+    /// Of the files that it is for.
+    fingerprint: u64,
     bookkeeping_bytes: u64,
     predicted: Peaks,
     weights_bytes: u64,
@@ -65,6 +67,11 @@ impl LoadPlan {
     /// The steps, in order.
     pub fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// The [`fingerprint`](crate::stamp::fingerprint) of the files that the plan is for.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
     }
 
     /// Slot numbers are below this.

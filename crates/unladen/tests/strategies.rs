@@ -312,6 +312,18 @@ fn views_that_claim_more_than_any_machine_has_are_refused_before_a_read() {
 }
 
 #[test]
+fn a_plan_for_another_checkpoint_is_refused() {
+    let layout = Layout::contiguous(DType::U8, &[4000]).unwrap();
+    let tensors = vec![Tensor { name: "t".to_owned(), layout, backing: Backing::Storage(StorageId(0)) }];
+    let [one, other] =
+        [(); 2].map(|()| case(4096, vec![storage(0, 4096, false)], tensors.clone(), Vec::new()));
+    let plan = one.open.plan(&PlanOptions::default()).unwrap();
+    assert!(one.open.run(&plan, RunOptions::default()).is_ok());
+    let error = other.open.run(&plan, RunOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Mismatch(_)) && error.to_string().contains("made for"), "{error}");
+}
+
+#[test]
 fn extents_with_a_hole_or_an_overlap_are_refused() {
     let layout = Layout::contiguous(DType::U8, &[10, 10]).unwrap();
     let tensors = vec![Tensor { name: "sharded".to_owned(), layout, backing: Backing::Extents(0..2) }];

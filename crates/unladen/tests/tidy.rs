@@ -18,7 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The way of the bytes.
     ("source", &["error", "io_path", "memory", "stamp"]),
     ("format", &["checkpoint", "dtype", "error", "source", "stamp", "tensor"]),
-    ("plan", &["cast", "checkpoint", "device", "dtype", "error", "io_path", "memory", "tensor"]),
+    ("plan", &["cast", "checkpoint", "device", "dtype", "error", "io_path", "memory", "stamp", "tensor"]),
     ("destination", &["dtype", "error", "memory", "tensor"]),
     (
         "engine",

@@ -98,7 +98,7 @@ impl<'s> Worker<'s> {
         let Some(placing) = placing else { return in_place(target) };
         let (began, way) = (Instant::now(), common.chooser.next());
         match way {
-            Touch::Placed => self.staging.plain(read, target, placing, common.chunk_bytes)?,
+            Touch::Placed => self.staging.plain(read, target, placing, common)?,
             Touch::Huge => {
                 let left = placing.leave(target);
                 left.map_err(|error| Error::io(&read.file.stamp().path, "take fresh memory", error))?;
@@ -145,12 +145,19 @@ impl Read {
 
 impl Staging<'_> {
     /// Bytes as they are, to pages that nobody has touched.
-    fn plain(&mut self, read: &Read, target: &mut [u8], placing: &Placing, chunk_bytes: u64) -> Result<()> {
+    fn plain(
+        &mut self,
+        read: &Read,
+        target: &mut [u8],
+        placing: &Placing,
+        common: &Common<'_>,
+    ) -> Result<()> {
         let mut left_bytes = read.len_bytes as usize;
         let mut start_byte = read.start_byte;
         // The size of a processor's cache: what was read is still in it when it is put in place. A small budget has smaller
         // buffers.
-        for target in target.chunks_mut(PLACED_BYTES.min(chunk_bytes) as usize) {
+        for target in target.chunks_mut(PLACED_BYTES.min(common.chunk_bytes) as usize) {
+            common.io.progress.check(common.io.path)?;
             let len_bytes = left_bytes.min(target.len());
             let source = self.source.get_mut(..target.len()).ok_or_else(too_small)?;
             read.file.read(read.path, start_byte, source, len_bytes)?;

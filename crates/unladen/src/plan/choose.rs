@@ -14,6 +14,7 @@ use crate::{
     error::{Error, Limit, Result},
     io_path::IoPath,
     memory::{Peaks, Space},
+    stamp::fingerprint,
     tensor::TensorId,
 };
 
@@ -60,6 +61,7 @@ struct Request<'a> {
     options: &'a PlanOptions,
     machine: &'a Machine,
     items: Vec<Item>,
+    fingerprint: u64,
 }
 
 impl<'a> Request<'a> {
@@ -70,7 +72,8 @@ impl<'a> Request<'a> {
     ) -> Result<Request<'a>> {
         let items = items(checkpoint, &options.casts)?;
         let needed_bytes = items.iter().map(Item::len_bytes).fold(0, u64::saturating_add);
-        let request = Request { checkpoint, options, machine, items };
+        let fingerprint = fingerprint(checkpoint.files.iter());
+        let request = Request { checkpoint, options, machine, items, fingerprint };
         if needed_bytes > MAX_PLAN_BYTES {
             let what = options.strategy.map_or("any strategy", Strategy::name);
             let largest = request.largest();
@@ -190,6 +193,7 @@ impl<'a> Request<'a> {
             device: self.options.device,
             n_threads: ring.n_threads,
             io: self.machine.io.clone(),
+            fingerprint: self.fingerprint,
             predicted: Peaks::default(),
             weights_bytes: 0,
         };

@@ -1,7 +1,10 @@
 //! The files of a checkpoint, some of them open.
 
 use super::{FileSource, file::same};
-use crate::{error::Result, stamp::FileStamp};
+use crate::{
+    error::Result,
+    stamp::{FileStamp, fingerprint},
+};
 use std::{path::Path, sync::Arc};
 
 /// The files of a checkpoint, by position. The first few stay open from `open` to the load, so that nobody can swap
@@ -39,6 +42,11 @@ impl FileSet {
             .iter()
             .filter_map(|known| known.open.as_ref())
             .try_for_each(|source| source.check_unchanged())
+    }
+
+    /// The [`fingerprint`] of all files.
+    pub fn fingerprint(&self) -> u64 {
+        fingerprint(self.files.iter().map(|it| &it.stamp))
     }
 
     /// What the files were when they were opened, by position.
