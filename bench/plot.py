@@ -31,11 +31,11 @@ def main():
         if limit:
             axis.axvline(min(limit), color="grey", linestyle=":", linewidth=1)
             axis.annotate("least plain read", (min(limit), 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7, color="grey")
-        for name, median, least, most, gib in rows(path):
+        for number, (name, median, least, most, gib) in enumerate(rows(path)):
             ours = name.startswith("unladen")
             color = "tab:orange" if ours else "tab:blue"
             axis.errorbar(median, gib, xerr=[[median - least], [most - median]], fmt="o", color=color, capsize=2, linewidth=0.8)
-            axis.annotate(name, (median, gib), textcoords="offset points", xytext=(4, 5), fontsize=8, color=color, fontweight="bold" if ours else "normal")
+            axis.annotate(name, (median, gib), textcoords="offset points", xytext=(4, 5 if number % 2 else -12), fontsize=8, color=color, fontweight="bold" if ours else "normal")
         axis.set_xscale("log")
         axis.set_xlabel("seconds of the load (median, least to most)")
         axis.set_title(path.rsplit("/", 1)[-1].removesuffix(".json"))
