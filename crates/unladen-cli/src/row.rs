@@ -1,7 +1,6 @@
 //! What one load took: the line that `load --json` prints and `compare` reads.
 
 use serde::{Deserialize, Serialize};
-use unladen::memory::Peaks;
 
 /// All sizes in bytes, over what the process held before the load.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -42,13 +41,4 @@ pub(crate) struct Row {
     /// The forward pass over three tokens, right after the load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) forward_s: Option<f64>,
-}
-
-impl Row {
-    pub(crate) fn set_predicted(&mut self, peaks: Peaks) {
-        self.predicted_host_peak_anon_bytes = peaks.host_anon_bytes;
-        self.predicted_host_peak_rss_bytes = peaks.host_rss_bytes;
-        self.predicted_device_peak_bytes = peaks.device_bytes;
-        self.predicted_mapped_peak_bytes = peaks.mapped_bytes;
-    }
 }

@@ -54,33 +54,13 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         None => (None, None),
     };
     let later_bytes = forward.filter(|_| loaded.state.is_mapped()).map_or(0, |it| it.peak_file_bytes);
-    let files = || checkpoint.files.iter().map(|it| &it.path);
-    let maps_files = plan.strategy().maps_files();
-    let mut row = Row {
-        strategy: plan.strategy().to_string(),
-        load_s,
-        tensors: loaded.state.len(),
-        bytes: plan.brought_bytes(),
-        weights_bytes: plan.weights_bytes(),
-        host_budget_bytes: Some(args.how.host_budget).filter(|it| *it < u64::MAX),
-        io: io_of(&plan),
-        host_peak_anon_bytes: measured.peak_anon_bytes,
-        host_peak_rss_bytes: measured.peak_rss_bytes,
-        device_peak_bytes: loaded.peaks.device_bytes,
-        mapped_peak_bytes: if maps_files { measured.peak_file_bytes + later_bytes } else { 0 },
-        predicted_host_peak_anon_bytes: 0,
-        predicted_host_peak_rss_bytes: 0,
-        predicted_device_peak_bytes: 0,
-        predicted_mapped_peak_bytes: 0,
-        measured_by: measured.method.name().to_owned(),
-        notebook_rss_bytes: measured.polled_rss_bytes,
-        cgroup_peak_bytes: memory::cgroup_peak_bytes(),
-        page_cache_before_bytes: files().map(|file| cached_before.get(file).copied().flatten()).sum(),
-        page_cache_after_bytes: files().map(|file| cached_bytes(file)).sum(),
-        digest: None,
-        forward_s,
-    };
-    row.set_predicted(plan.predicted());
+    let budget_bytes = args.how.host_budget;
+    let mut row = row_of(&checkpoint, &plan, budget_bytes, load_s, &measured, &cached_before);
+    row.device_peak_bytes = loaded.peaks.device_bytes;
+    if plan.strategy().maps_files() {
+        row.mapped_peak_bytes = measured.peak_file_bytes + later_bytes;
+    }
+    row.forward_s = forward_s;
     if args.digest {
         row.digest =
             Some(watch::with_bar("hashing", || verify::digest_of(&loaded.state, path, watch::progress()))?);
@@ -158,34 +138,47 @@ fn refill(path: &Path, args: &LoadArgs, cached_before: &HashMap<PathBuf, Option<
     };
     fill(false)?;
     let (load_s, measured, peaks, digest) = fill(true)?;
+    let row = row_of(&checkpoint, &sizes, args.how.host_budget, load_s, &measured, cached_before);
+    let device_peak_bytes = peaks.device_bytes;
+    report(&Row { strategy: "existing".to_owned(), device_peak_bytes, digest, ..row }, args.json);
+    Ok(())
+}
+
+/// What every load has to say for itself; the rest is nothing.
+fn row_of(
+    checkpoint: &OpenCheckpoint,
+    plan: &LoadPlan,
+    host_budget_bytes: u64,
+    load_s: f64,
+    measured: &Measured,
+    cached_before: &HashMap<PathBuf, Option<u64>>,
+) -> Row {
     let files = || checkpoint.files.iter().map(|it| &it.path);
-    let mut row = Row {
-        strategy: "existing".to_owned(),
+    let predicted = plan.predicted();
+    Row {
+        strategy: plan.strategy().to_string(),
         load_s,
-        tensors: checkpoint.tensors.len(),
-        bytes: sizes.brought_bytes(),
-        weights_bytes: 0,
-        host_budget_bytes: Some(args.how.host_budget).filter(|it| *it < u64::MAX),
-        io: io_of(&sizes),
+        tensors: plan.layouts().count(),
+        bytes: plan.brought_bytes(),
+        weights_bytes: plan.weights_bytes(),
+        host_budget_bytes: Some(host_budget_bytes).filter(|it| *it < u64::MAX),
+        io: io_of(plan),
         host_peak_anon_bytes: measured.peak_anon_bytes,
         host_peak_rss_bytes: measured.peak_rss_bytes,
-        device_peak_bytes: peaks.device_bytes,
+        device_peak_bytes: 0,
         mapped_peak_bytes: 0,
-        predicted_host_peak_anon_bytes: 0,
-        predicted_host_peak_rss_bytes: 0,
-        predicted_device_peak_bytes: 0,
-        predicted_mapped_peak_bytes: 0,
+        predicted_host_peak_anon_bytes: predicted.host_anon_bytes,
+        predicted_host_peak_rss_bytes: predicted.host_rss_bytes,
+        predicted_device_peak_bytes: predicted.device_bytes,
+        predicted_mapped_peak_bytes: predicted.mapped_bytes,
         measured_by: measured.method.name().to_owned(),
         notebook_rss_bytes: measured.polled_rss_bytes,
         cgroup_peak_bytes: memory::cgroup_peak_bytes(),
         page_cache_before_bytes: files().map(|file| cached_before.get(file).copied().flatten()).sum(),
         page_cache_after_bytes: files().map(|file| cached_bytes(file)).sum(),
-        digest,
+        digest: None,
         forward_s: None,
-    };
-    row.set_predicted(sizes.predicted());
-    report(&row, args.json);
-    Ok(())
+    }
 }
 
 /// `buffered`, or what there is, joined by a comma.
