@@ -71,7 +71,7 @@ pub(crate) struct HowArgs {
     /// Leave the file in the page cache, because other processes load it too.
     #[arg(long, conflicts_with = "io")]
     pub(crate) share_cache: bool,
-    /// Threads that read, 256 at most; by default, as many as there are processors, up to 8, and 4 for a disk.
+    /// Threads that read, 256 at most; by default, as many as there are processors, up to 8, and 8 for a disk.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 }
@@ -140,6 +140,15 @@ pub(crate) struct CompareArgs {
     /// What each load may hold in host memory besides the weights; by default, whatever it takes, to see it.
     #[arg(long, value_name = "BYTES", default_value = "none", value_parser = human::parse_bytes)]
     pub(crate) host_budget: u64,
+    /// What each load may allocate on the device, weights included; by default, what is free.
+    #[arg(long, value_name = "BYTES", default_value = "none", value_parser = human::parse_bytes)]
+    pub(crate) device_budget: u64,
+    /// Cast on the way, as `unladen load --dtype` does.
+    #[arg(long, value_name = "RULES", default_value = "keep", value_parser = casts)]
+    pub(crate) dtype: Casts,
+    /// How bytes come from the file: buffered, drop-behind, direct or mixed; by default, by what the page cache holds.
+    #[arg(long, value_name = "PATH", value_parser = io_path)]
+    pub(crate) io: Option<IoPath>,
     /// Folder for what is saved here: the GPT-2, and a checkpoint's tensors as single files. It stays there.
     #[arg(long)]
     pub(crate) dir: Option<PathBuf>,

@@ -16,9 +16,6 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// A disk is not asked for less than this at a time: reading what lies between is faster.
-const MIN_DIRECT_READ_BYTES: u64 = 64 << 10;
-
 /// Where bytes go, a chunk at a time.
 pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
@@ -111,7 +108,8 @@ impl<'a> Reader<'a> {
             for piece in checkpoint.pieces(id) {
                 let Some(block) = Block::within(piece.layout, piece.at, &window) else { continue };
                 covered_bytes += block.len_bytes();
-                let max_bytes = self.input.read_limit(&piece, &block);
+                let is_disk = self.input.path(&piece).is_past_cache();
+                let max_bytes = block.read_limit(plan.chunk_bytes(), is_disk);
                 for mut part in block.split(Side::Source, max_bytes) {
                     let source = self.input.read(&piece, part.source_byte, part.span_bytes(Side::Source))?;
                     part.source_byte = 0;
@@ -147,14 +145,6 @@ impl Input<'_> {
 
     fn path(&self, piece: &Piece<'_>) -> IoPath {
         self.plan.path(self.checkpoint.storage_of(piece).file.0 as usize)
-    }
-
-    /// How much of what a block spans is read at once.
-    fn read_limit(&self, piece: &Piece<'_>, block: &Block) -> u64 {
-        let max_bytes = self.plan.chunk_bytes();
-        let limit_bytes = block.read_limit(max_bytes);
-        let is_slow = self.path(piece).is_past_cache() && limit_bytes < MIN_DIRECT_READ_BYTES;
-        if is_slow { max_bytes } else { limit_bytes }
     }
 }
 
@@ -261,7 +251,7 @@ mod tests {
         let view = Layout::strided(DType::F32, &[16384, 16384], &[1, 16384], 0).unwrap();
         let window = Window::in_order(view.shape(), window_bytes / 4).next().unwrap();
         let block = Block::within(&view, &[0, 0], &window).unwrap();
-        let limit = block.read_limit(window_bytes);
+        let limit = block.read_limit(window_bytes, false);
         let read: u64 = block.split(Side::Source, limit).map(|it| it.span_bytes(Side::Source)).sum();
         assert_eq!(read, window_bytes);
     }

@@ -87,9 +87,9 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
                 let fills = fills.iter().map(|fill| (fill.target, (run.names)(fill.tensor)));
                 copy::fill(fills, &mut slots, n_threads, io, run.initial_values)?;
             }
-            Step::Stream { staging, chunk_bytes, placed, reads } => {
-                let (chunk_bytes, placed, paths) = (*chunk_bytes, *placed, plan.io());
-                Stream { staging, chunk_bytes, placed, reads, paths, n_threads }.run(&mut slots, io)?;
+            Step::Stream { staging, chunk_bytes, fresh, reads } => {
+                let (chunk_bytes, fresh, paths) = (*chunk_bytes, *fresh, plan.io());
+                Stream { staging, chunk_bytes, fresh, reads, paths, n_threads }.run(&mut slots, io)?;
             }
             Step::Populate { slot, ranges } => copy::populate(*slot, ranges, &slots, n_threads, io)?,
             Step::Copy(copy) => copy::copy(copy, &mut slots, n_threads, io)?,

@@ -3,6 +3,7 @@
 
 mod folder;
 pub mod names;
+mod options;
 mod pickle;
 mod pth;
 mod rebuild;
@@ -10,6 +11,8 @@ mod safetensors;
 mod sniff;
 mod tree;
 mod zip;
+
+pub use options::{Limits, OpenOptions};
 
 use crate::{
     checkpoint::Checkpoint,
@@ -25,14 +28,14 @@ use std::path::Path;
 /// A folder holds one `.pt` or `.pth` file per tensor, named after it (see [`names`]), or is one of Hugging Face with a
 /// single `model.safetensors` or `pytorch_model.bin`. Fails with [`Error::Io`] if the system does, with
 /// [`Error::Corrupt`] if a file contradicts itself, with [`Error::Unsupported`] for what is known and not read.
-pub fn open(path: &Path) -> Result<(Checkpoint, FileSet)> {
+pub fn open(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
     let meta = std::fs::metadata(path).map_err(|error| Error::io(path, "open the file", error))?;
-    if meta.is_dir() { folder::open(path) } else { open_file(path) }
+    if meta.is_dir() { folder::open(path, options) } else { open_file(path, options) }
 }
 
-fn open_file(path: &Path) -> Result<(Checkpoint, FileSet)> {
+fn open_file(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
     let source = FileSource::open(path)?;
-    let checkpoint = parse(&source, source.stamp().clone())?;
+    let checkpoint = parse(&source, source.stamp().clone(), options)?;
     let mut files = FileSet::default();
     files.push(source);
     Ok((checkpoint, files))
@@ -41,16 +44,16 @@ fn open_file(path: &Path) -> Result<(Checkpoint, FileSet)> {
 /// Reads the headers of one file from any source. `stamp` says which file that is; its path goes into messages.
 ///
 /// Fails as [`open`] does. What it returns has passed [`Checkpoint::validate`].
-pub fn parse(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint> {
+pub fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
     let path = stamp.path.clone();
-    parse_any(source, stamp).map_err(|error| error.in_file(&path))
+    parse_any(source, stamp, options).map_err(|error| error.in_file(&path))
 }
 
-fn parse_any(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint> {
+fn parse_any(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
     let head = source.read_range(0..source.len_bytes().min(sniff::HEAD_BYTES))?;
-    let checkpoint = match sniff::sniff(&head, safetensors::MAX_HEADER_BYTES)? {
-        Container::Zip => pth::parse(source, stamp)?,
-        Container::Safetensors => safetensors::parse(source, stamp)?,
+    let checkpoint = match sniff::sniff(&head, options.limits.header_bytes)? {
+        Container::Zip => pth::parse(source, stamp, options)?,
+        Container::Safetensors => safetensors::parse(source, stamp, options)?,
     };
     checkpoint.validate()?;
     Ok(checkpoint)

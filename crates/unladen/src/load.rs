@@ -8,7 +8,7 @@ use crate::{
     device::Device,
     engine::{self, InitialValues, Io, Run},
     error::{Fault, Result},
-    format,
+    format::{self, OpenOptions},
     memory::{Held, Ledger, Peaks},
     plan::{LoadPlan, Machine, PlanOptions, Strategy},
     progress::Progress,
@@ -32,7 +32,12 @@ pub struct OpenCheckpoint {
 ///
 /// The format is recognised by content. No tensor data is read, whatever the checkpoint's size.
 pub fn open(path: impl AsRef<Path>) -> Result<OpenCheckpoint> {
-    let (checkpoint, files) = format::open(path.as_ref())?;
+    open_with(path, &OpenOptions::default())
+}
+
+/// As [`open`], as the caller decides.
+pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<OpenCheckpoint> {
+    let (checkpoint, files) = format::open(path.as_ref(), options)?;
     Ok(OpenCheckpoint { checkpoint, files })
 }
 

@@ -16,4 +16,4 @@ pub use ledger::{Held, Ledger, Peaks, Reservation, Space};
 pub use mapping::Mapping;
 pub use meter::{Measured, Method, measure};
 pub use page_cache::{cached_bytes, cached_range_bytes, evict, warm};
-pub use placing::{Placing, placing_wins};
+pub use placing::{Placing, advise_huge, placing_wins};

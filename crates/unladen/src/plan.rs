@@ -13,8 +13,8 @@ mod steps;
 mod strategy;
 
 pub use options::{DEFAULT_HOST_BUDGET_BYTES, Intent, Machine, PlanOptions};
-pub use staging::PLACED_BYTES;
-pub use steps::{Change, Copy, Fill, Gather, Part, Read, SlotId, Span, Step, Way};
+pub use staging::{PLACED_BYTES, chunk_sizes, fewer};
+pub use steps::{Change, Copy, Fill, Fresh, Gather, Part, Read, SlotId, Span, Step, Way};
 pub use strategy::Strategy;
 
 use crate::{

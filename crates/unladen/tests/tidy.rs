@@ -38,7 +38,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // What works on any checkpoint: `contents` walks its tensors' bytes in order.
     (
         "contents",
-        &["checkpoint", "dtype", "error", "io_path", "memory", "progress", "source", "stamp", "tensor"],
+        &[
+            "checkpoint",
+            "dtype",
+            "error",
+            "io_path",
+            "memory",
+            "plan",
+            "progress",
+            "source",
+            "stamp",
+            "tensor",
+        ],
     ),
     (
         "save",

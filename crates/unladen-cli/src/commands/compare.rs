@@ -78,6 +78,11 @@ fn introduce(checkpoint: &OpenCheckpoint, args: &CompareArgs) {
     }
 }
 
+/// A budget, as `load` takes it.
+fn budget(len_bytes: u64) -> String {
+    if len_bytes == u64::MAX { "none".to_owned() } else { len_bytes.to_string() }
+}
+
 /// The checkpoint as one file per tensor: itself, or saved again.
 fn folder_of(checkpoint: &OpenCheckpoint, bench: &mut Workbench) -> Result<PathBuf> {
     match checkpoint.format {
@@ -102,8 +107,13 @@ fn one(strategy: Strategy, file: &Path, args: &CompareArgs, bench: &Workbench) -
         "--device",
         &args.device.to_string(),
         "--host-budget",
-        &if args.host_budget == u64::MAX { "none".to_owned() } else { args.host_budget.to_string() },
+        &budget(args.host_budget),
+        "--device-budget",
+        &budget(args.device_budget),
+        "--dtype",
+        &args.dtype.to_string(),
     ]);
+    command.args(args.io.iter().flat_map(|path| ["--io", path.name()]));
     command.args(args.heads.iter().flat_map(|heads| ["--heads".to_owned(), heads.to_string()]));
     command.arg("--logits-to").arg(&logits_file).arg("--").arg(file);
     command.stdin(Stdio::null());

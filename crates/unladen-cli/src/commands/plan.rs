@@ -128,10 +128,10 @@ fn line(step: &Step) -> Line {
         Step::Fill(fills) => {
             line("fill", fills.iter().map(|it| it.target.len_bytes).sum(), "initial values".to_owned())
         }
-        Step::Stream { staging, chunk_bytes, placed, reads } => line(
+        Step::Stream { staging, chunk_bytes, fresh, reads } => line(
             "stream",
             reads.iter().map(|it| it.len_bytes).sum(),
-            how(staging.len(), *chunk_bytes, placed.is_some(), reads),
+            how(staging.len(), *chunk_bytes, fresh.is_some_and(|it| it.is_placed), reads),
         ),
         Step::Populate { ranges, .. } => {
             line("populate", ranges.iter().map(|it| it.end - it.start).sum(), "pages of a mapping".to_owned())

@@ -4,20 +4,12 @@ use crate::{
     checkpoint::Checkpoint,
     error::{Error, Limit, Result},
     io_path::IoPath,
-    memory::{PAGE_BYTES, PROCESS_BYTES, STACK_BYTES, staging_bytes},
+    memory::{PAGE_BYTES, PROCESS_BYTES, STACK_BYTES, available_bytes, staging_bytes},
+    plan::{chunk_sizes, fewer},
     source::{FileSet, io_paths},
     tensor::{Backing, Tensor},
 };
 use std::thread::available_parallelism;
-
-/// What is read at once at most from the page cache, whose bytes then still lie in the processor's.
-const MAX_CHUNK_BYTES: u64 = 1 << 20;
-
-/// What is read at once at most from a disk, several such reads being in flight.
-const MAX_DIRECT_CHUNK_BYTES: u64 = 4 << 20;
-
-/// What is read at once at least: reads below this are slow.
-const MIN_CHUNK_BYTES: u64 = 64 << 10;
 
 /// Elements that stand in another order are put in order this many bytes at a time, at most. Each time, most of their
 /// storage is read again.
@@ -27,7 +19,7 @@ const MAX_WINDOW_BYTES: u64 = 64 << 20;
 const MIN_WINDOW_BYTES: u64 = 1 << 20;
 
 /// The disk is the limit long before this many.
-const MAX_THREADS: u64 = 8;
+const MAX_THREADS: usize = 8;
 
 /// Names that are copied, hashes, places in lists: what a tensor takes besides what opening took.
 const BYTES_PER_TENSOR: u64 = 768;
@@ -45,7 +37,7 @@ pub struct ReadPlan {
 impl ReadPlan {
     /// Asks the system how each file is best read, and plans to read with at most `max_threads`.
     ///
-    /// Fails like [`ReadPlan::for_paths`].
+    /// Fails like [`ReadPlan::for_paths`], and if the system has less memory than the leanest way to read takes.
     pub fn new(
         checkpoint: &Checkpoint,
         files: &FileSet,
@@ -57,7 +49,23 @@ impl ReadPlan {
         // While some wait for the disk, the others keep the processors busy.
         let is_direct = io.iter().any(|it| it.is_past_cache());
         let n_threads = if is_direct && strided_bytes(checkpoint) == 0 { 2 * n_cores } else { n_cores };
-        ReadPlan::for_paths(checkpoint, io, host_budget_bytes, n_threads.min(max_threads))
+        let plan = |budget_bytes| {
+            ReadPlan::for_paths(checkpoint, io.clone(), budget_bytes, n_threads.min(max_threads))
+        };
+        // What the system has to give, the control group's limit included, is a budget too.
+        let free_bytes = available_bytes().unwrap_or(u64::MAX);
+        if host_budget_bytes <= free_bytes {
+            return plan(host_budget_bytes);
+        }
+        plan(free_bytes).map_err(|error| match error {
+            Error::OverBudget { path, tensor, what, needed_bytes, available_bytes, .. }
+                if needed_bytes <= host_budget_bytes =>
+            {
+                let limit = Limit::FreeMemory;
+                Error::OverBudget { path, tensor, limit, what, needed_bytes, available_bytes }
+            }
+            error => error,
+        })
     }
 
     /// Plans to read by these ways, with at most so many threads; asks nobody.
@@ -72,21 +80,20 @@ impl ReadPlan {
         let strided_bytes = strided_bytes(checkpoint);
         let least_window_bytes = strided_bytes.min(MIN_WINDOW_BYTES).next_multiple_of(PAGE_BYTES);
         let fixed_bytes = fixed_bytes(checkpoint);
-        let largest =
-            if io.iter().any(|it| it.is_past_cache()) { MAX_DIRECT_CHUNK_BYTES } else { MAX_CHUNK_BYTES };
-        let chunks = || {
-            std::iter::successors(Some(largest), |it| Some(it / 2)).take_while(|it| *it >= MIN_CHUNK_BYTES)
-        };
-        let with = |n_threads: u64| {
+        let is_direct = io.iter().any(|it| it.is_past_cache());
+        let least_chunk_bytes = chunk_sizes(is_direct).last().unwrap_or(PAGE_BYTES);
+        let with = |n_threads: usize| {
+            let n_threads = n_threads as u64;
             let available_bytes =
                 host_budget_bytes.checked_sub(fixed_bytes + (n_threads - 1) * STACK_BYTES)?;
             let share_bytes = available_bytes / n_threads;
             let fits = |chunk_bytes: &u64| {
-                let is_modest =
-                    strided_bytes == 0 || *chunk_bytes == MIN_CHUNK_BYTES || *chunk_bytes <= share_bytes / 8;
+                let is_modest = strided_bytes == 0
+                    || *chunk_bytes == least_chunk_bytes
+                    || *chunk_bytes <= share_bytes / 8;
                 is_modest && staging_bytes(*chunk_bytes).saturating_add(least_window_bytes) <= share_bytes
             };
-            let chunk_bytes = chunks().find(fits)?;
+            let chunk_bytes = chunk_sizes(is_direct).find(fits)?;
             // The larger a window is, the fewer times its storage is read again: it takes what is left.
             let left_bytes = share_bytes - staging_bytes(chunk_bytes);
             let wanted_bytes = strided_bytes.min(MAX_WINDOW_BYTES).next_multiple_of(PAGE_BYTES);
@@ -95,15 +102,14 @@ impl ReadPlan {
             let overhead_bytes = fixed_bytes + (n_threads - 1) * STACK_BYTES + n_threads * buffers_bytes;
             Some((n_threads as usize, chunk_bytes, window_bytes, overhead_bytes))
         };
-        let n_threads = (max_threads as u64).clamp(1, MAX_THREADS);
-        let fewer = std::iter::successors(Some(n_threads), |it| Some(it / 2)).take_while(|it| *it >= 1);
-        let Some((n_threads, chunk_bytes, window_bytes, overhead_bytes)) = { fewer }.find_map(with) else {
+        let mut teams = fewer(max_threads.clamp(1, MAX_THREADS));
+        let Some((n_threads, chunk_bytes, window_bytes, overhead_bytes)) = teams.find_map(with) else {
             return Err(Error::OverBudget {
                 path: checkpoint.path.clone(),
                 tensor: None,
                 limit: Limit::HostBudget,
                 what: "reading every tensor".to_owned(),
-                needed_bytes: fixed_bytes + staging_bytes(MIN_CHUNK_BYTES) + least_window_bytes,
+                needed_bytes: fixed_bytes + staging_bytes(least_chunk_bytes) + least_window_bytes,
                 available_bytes: host_budget_bytes,
             });
         };

@@ -12,7 +12,7 @@ use crate::{
     error::Result,
     io_path::IoPath,
     memory::{HostBuffer, PAGE_BYTES, Placing, staging_bytes},
-    plan::{PLACED_BYTES, Read, SlotId, Way},
+    plan::{Fresh, PLACED_BYTES, Read, SlotId, Way},
     tensor::FileId,
 };
 
@@ -29,7 +29,7 @@ const CUT_ELEMS: u64 = PAGE_BYTES;
 pub(super) struct Stream<'p> {
     pub(super) staging: &'p [SlotId],
     pub(super) chunk_bytes: u64,
-    pub(super) placed: Option<SlotId>,
+    pub(super) fresh: Option<Fresh>,
     pub(super) reads: &'p [Read],
     /// By file.
     pub(super) paths: &'p [IoPath],
@@ -54,30 +54,19 @@ impl Stream<'_> {
     }
 
     fn run_with(&self, ring: &mut [HostBuffer], slots: &mut Slots<'_>, io: Io<'_>) -> Result<()> {
-        let placing = self.placed.and_then(|slot| match slots[slot.0 as usize].as_mut() {
-            Some(Arena::Owned(buffer)) if !ring.is_empty() => {
-                let len_bytes = buffer.as_slice().len() as u64;
-                Placing::over(buffer, len_bytes).map(|it| (slot, it))
-            }
-            _ => None,
+        let placing = self.fresh.filter(|it| it.is_placed && !ring.is_empty()).and_then(|it| {
+            let Some(Arena::Owned(buffer)) = slots[it.slot.0 as usize].as_mut() else { return None };
+            let len_bytes = buffer.as_slice().len() as u64;
+            Placing::over(buffer, len_bytes)
         });
         let n_workers = if ring.is_empty() { self.n_threads.max(1) } else { ring.len() };
         let mut buffers = ring.iter_mut();
         let source_room = staging_bytes(self.chunk_bytes) as usize;
         let workers = (0..n_workers).map(|_| Worker::new(buffers.next(), source_room)).collect();
-        let cutter = Cutter {
-            stream: self,
-            placed: placing.as_ref().map(|(slot, _)| *slot),
-            rest: Rest::of(slots),
-            reads: self.reads.iter(),
-            current: None,
-        };
+        let cutter = Cutter { stream: self, rest: Rest::of(slots), reads: self.reads.iter(), current: None };
         let chooser = Chooser::default();
         let common = Common { paths: self.paths, chunk_bytes: self.chunk_bytes, chooser: &chooser, io };
-        for_each(cutter, workers, io, |worker, piece| {
-            let placing = placing.as_ref().map(|(_, it)| it).filter(|_| piece.is_placed);
-            worker.bring(piece, placing, &common)
-        })
+        for_each(cutter, workers, io, |worker, piece| worker.bring(piece, placing.as_ref(), &common))
     }
 }
 
@@ -89,13 +78,13 @@ pub(super) struct Piece<'s, 'p> {
     pub(super) len_bytes: u64,
     pub(super) target: &'s mut [u8],
     pub(super) way: &'p Way,
-    is_placed: bool,
+    /// Nobody has touched the target's pages.
+    pub(super) is_fresh: bool,
 }
 
 /// Cuts reads into pieces while they are taken.
 struct Cutter<'s, 'p> {
     stream: &'p Stream<'p>,
-    placed: Option<SlotId>,
     rest: Rest<'s>,
     reads: std::slice::Iter<'p, Read>,
     /// A read that is not taken to its end: bytes of the file that are, and what is left of its target.
@@ -118,19 +107,17 @@ impl<'s, 'p> Iterator for Cutter<'s, 'p> {
         };
         let left_bytes = read.len_bytes - done_bytes;
         let start_byte = read.start_byte + done_bytes;
-        let is_placed = self.placed == Some(read.target.slot);
+        let is_fresh = self.stream.fresh.is_some_and(|it| it.slot == read.target.slot);
+        let is_cached = self.stream.path(read.file).is_mostly_cached();
         let (len_bytes, target_bytes) = match &read.way {
             Way::Plain => {
                 // Fresh pages are cut where huge ones begin, the others where the file's blocks do.
-                let (at, piece_bytes) = match is_placed {
-                    true => (target.as_ptr().addr() as u64, FRESH_PIECE_BYTES),
-                    false => (start_byte, READ_BYTES),
-                };
+                let at = if is_fresh { target.as_ptr().addr() as u64 } else { start_byte };
+                let piece_bytes = if is_fresh && is_cached { FRESH_PIECE_BYTES } else { READ_BYTES };
                 let to_boundary = (at + 1).next_multiple_of(piece_bytes) - at;
                 (to_boundary, to_boundary)
             }
             Way::Elements(change) => {
-                let is_cached = self.stream.path(read.file).is_mostly_cached();
                 let chunk_bytes =
                     self.stream.chunk_bytes.min(if is_cached { PLACED_BYTES } else { u64::MAX });
                 let n_elems = (chunk_bytes / change.from.size_bytes()).max(1);
@@ -149,7 +136,7 @@ impl<'s, 'p> Iterator for Cutter<'s, 'p> {
             self.current = Some((read, done_bytes + len_bytes, rest));
             (mine, len_bytes)
         };
-        Some(Ok(Piece { file: read.file, start_byte, len_bytes, target: mine, way: &read.way, is_placed }))
+        Some(Ok(Piece { file: read.file, start_byte, len_bytes, target: mine, way: &read.way, is_fresh }))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Fresh pages can be put in place one by one, or touched as huge ones. Which is faster depends on what memory the system
+//! Fresh pages can be small, put in place one by one or touched, or huge. Which is faster depends on what memory the system
 //! has to give at the moment, and may change while a load runs: so both are tried, all the time.
 
 use std::{
@@ -9,13 +9,13 @@ use std::{
 /// A way to fill fresh pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Touch {
-    /// Small pages, put in place.
-    Placed,
+    /// Small pages, put in place if that is allowed, else touched by the read.
+    Small,
     /// Huge pages, touched by the read.
     Huge,
 }
 
-const WAYS: [Touch; 2] = [Touch::Placed, Touch::Huge];
+const WAYS: [Touch; 2] = [Touch::Small, Touch::Huge];
 
 /// Pieces in the beginning that go by either way in turns.
 const N_TRIALS: u64 = 8;
@@ -37,8 +37,8 @@ impl Chooser {
     /// The way for the next piece.
     pub(super) fn next(&self) -> Touch {
         let number = self.n_pieces.fetch_add(1, Relaxed);
-        let [placed, huge] = [&self.ns_per_mib[0], &self.ns_per_mib[1]].map(|it| it.load(Relaxed));
-        let best = usize::from(huge < placed);
+        let [small, huge] = [&self.ns_per_mib[0], &self.ns_per_mib[1]].map(|it| it.load(Relaxed));
+        let best = usize::from(huge < small);
         match number {
             0..N_TRIALS => WAYS[number as usize % 2],
             _ if number.is_multiple_of(TRIAL_EVERY) => WAYS[1 - best],
@@ -63,10 +63,10 @@ mod tests {
     use super::*;
 
     /// How many of the next 640 pieces go by huge pages, if each way takes so many microseconds a piece.
-    fn n_huge(chooser: &Chooser, [placed_us, huge_us]: [u64; 2]) -> usize {
+    fn n_huge(chooser: &Chooser, [small_us, huge_us]: [u64; 2]) -> usize {
         let pieces = (0..640).map(|_| {
             let way = chooser.next();
-            let took = if way == Touch::Huge { huge_us } else { placed_us };
+            let took = if way == Touch::Huge { huge_us } else { small_us };
             chooser.learn(way, 4 << 20, Duration::from_micros(took));
             way
         });

@@ -10,7 +10,7 @@ use crate::{
     cast::cast,
     error::{Error, Fault, Result},
     io_path::IoPath,
-    memory::{HostBuffer, PAGE_BYTES, Placing},
+    memory::{HostBuffer, PAGE_BYTES, Placing, advise_huge},
     plan::{Change, Gather, PLACED_BYTES, Part, Way},
     source::{FileSource, read_staged},
     tensor::{FileId, Side},
@@ -56,18 +56,20 @@ impl<'s> Worker<'s> {
         Worker { staging: Staging { source, cast }, file: None, reading: None }
     }
 
-    /// Brings a piece to its target. `placing`: the target's pages have not been touched, and must not be.
+    /// Brings a piece to its target. `placing`: fresh pages must not be touched.
     pub(super) fn bring(
         &mut self,
         piece: Piece<'_, '_>,
         placing: Option<&Placing>,
         common: &Common<'_>,
     ) -> Result<()> {
-        let Piece { file, start_byte, len_bytes, target, way, .. } = piece;
+        let Piece { file, start_byte, len_bytes, target, way, is_fresh } = piece;
+        let placing = placing.filter(|_| is_fresh);
         self.reading = Some((file, start_byte));
         let place = Read { file: self.open(file, common)?, path: common.path(file), start_byte, len_bytes };
         match way {
-            Way::Plain => self.plain(&place, target, placing, common)?,
+            Way::Plain if is_fresh => self.fresh(&place, target, placing, common)?,
+            Way::Plain => place.file.read(place.path, start_byte, target, len_bytes as usize)?,
             Way::Elements(change) => self.staging.elements(&place, change, target, placing)?,
             Way::Parts(parts) => self.staging.parts(&place, parts, target)?,
             Way::Gather(gathers) => {
@@ -86,7 +88,7 @@ impl<'s> Worker<'s> {
     }
 
     /// Bytes as they are, to fresh pages by whichever way is the faster one now.
-    fn plain(
+    fn fresh(
         &mut self,
         read: &Read,
         target: &mut [u8],
@@ -95,13 +97,14 @@ impl<'s> Worker<'s> {
     ) -> Result<()> {
         let in_place =
             |target: &mut [u8]| read.file.read(read.path, read.start_byte, target, read.len_bytes as usize);
-        let Some(placing) = placing else { return in_place(target) };
         let (began, way) = (Instant::now(), common.chooser.next());
-        match way {
-            Touch::Placed => self.staging.plain(read, target, placing, common)?,
-            Touch::Huge => {
-                let left = placing.leave(target);
+        match (way, placing) {
+            (Touch::Small, Some(placing)) => self.staging.plain(read, target, placing, common)?,
+            (Touch::Small, None) => in_place(target)?,
+            (Touch::Huge, placing) => {
+                let left = placing.map_or(Ok(()), |it| it.leave(target));
                 left.map_err(|error| Error::io(&read.file.stamp().path, "take fresh memory", error))?;
+                advise_huge(target);
                 in_place(target)?;
             }
         }
@@ -227,7 +230,8 @@ impl Staging<'_> {
         let Gather { block, change, .. } = gather;
         let path = common.path(gather.file);
         let chunk_bytes = change.target_bytes(common.chunk_bytes);
-        for mut part in block.clone().split(Side::Source, block.read_limit(chunk_bytes)) {
+        for mut part in block.clone().split(Side::Source, block.read_limit(chunk_bytes, path.is_past_cache()))
+        {
             common.io.progress.check(common.io.path)?;
             let read = Read {
                 file: Arc::clone(file),

@@ -1,6 +1,6 @@
 //! Opens folders: one file per tensor, or what Hugging Face's `save_pretrained` writes.
 
-use super::{names::decode_file_name, open_file};
+use super::{OpenOptions, names::decode_file_name, open_file};
 use crate::{
     checkpoint::{Checkpoint, Format, Warning},
     error::{Error, Fault, Result},
@@ -23,7 +23,7 @@ const WEIGHT_MAP: &str = ".index.json";
 const TENSOR_FILES: [&str; 2] = ["pt", "pth"];
 
 /// Opens a folder.
-pub(super) fn open(path: &Path) -> Result<(Checkpoint, FileSet)> {
+pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
     let names = list(path)?;
     let unsupported = |found: String, hint: &str| {
         Err(Fault::new("a folder with one file, or one file per tensor", found)
@@ -40,18 +40,18 @@ pub(super) fn open(path: &Path) -> Result<(Checkpoint, FileSet)> {
         return unsupported("a distributed checkpoint of PyTorch (DCP, `.metadata`)".into(), hint);
     }
     if let Some(whole) = WHOLE_MODELS.iter().find(|whole| names.iter().any(|it| it == *whole)) {
-        return named_by_folder(path, whole);
+        return named_by_folder(path, whole, options);
     }
     let stems = tensor_files(path, &names)?;
     if !stems.is_empty() {
-        let (mut checkpoint, files) = open_tensors(path, stems)?;
+        let (mut checkpoint, files) = open_tensors(path, stems, options)?;
         let hidden = names.iter().filter(|it| it.starts_with('.') && is_tensor_file(it));
         checkpoint.warnings.extend(hidden.map(|it| Warning::LeftOut(format!("the hidden file `{it}`"))));
         return Ok((checkpoint, files));
     }
     let mut safetensors = names.iter().filter(|it| it.ends_with(".safetensors"));
     match (safetensors.next(), safetensors.next()) {
-        (Some(only), None) => named_by_folder(path, only),
+        (Some(only), None) => named_by_folder(path, only, options),
         (Some(_), Some(_)) => {
             unsupported("several safetensors files without a weight map".into(), "open them one by one")
         }
@@ -84,8 +84,8 @@ fn list(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn named_by_folder(path: &Path, name: &str) -> Result<(Checkpoint, FileSet)> {
-    let (checkpoint, files) = open_file(&path.join(name))?;
+fn named_by_folder(path: &Path, name: &str, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
+    let (checkpoint, files) = open_file(&path.join(name), options)?;
     Ok((Checkpoint { path: path.to_owned(), ..checkpoint }, files))
 }
 
@@ -115,7 +115,11 @@ fn tensor_files(path: &Path, names: &[String]) -> Result<Vec<(String, PathBuf)>>
     Ok(files)
 }
 
-fn open_tensors(path: &Path, named: Vec<(String, PathBuf)>) -> Result<(Checkpoint, FileSet)> {
+fn open_tensors(
+    path: &Path,
+    named: Vec<(String, PathBuf)>,
+    options: &OpenOptions,
+) -> Result<(Checkpoint, FileSet)> {
     let mut files = FileSet::default();
     let mut folder = Checkpoint {
         format: Format::Folder,
@@ -128,7 +132,7 @@ fn open_tensors(path: &Path, named: Vec<(String, PathBuf)>) -> Result<(Checkpoin
     };
     for (name, file_path) in named {
         let source = FileSource::open(&file_path)?;
-        let mut one = super::parse(&source, source.stamp().clone())?;
+        let mut one = super::parse(&source, source.stamp().clone(), options)?;
         let (Some(mut tensor), None) = (one.tensors.pop(), one.tensors.pop()) else {
             let found = "another number of them";
             return Err(Fault::new("one tensor in each file of the folder", found)
@@ -197,9 +201,9 @@ mod tests {
     #[test]
     fn folders_without_a_checkpoint_say_what_is_missing() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(open(folder.path()).unwrap_err(), Error::Corrupt(_)));
+        assert!(matches!(open(folder.path(), &OpenOptions::default()).unwrap_err(), Error::Corrupt(_)));
         std::fs::write(folder.path().join("model.safetensors.index.json"), "{}").unwrap();
-        let error = open(folder.path()).unwrap_err();
+        let error = open(folder.path(), &OpenOptions::default()).unwrap_err();
         assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("sharded"), "{error}");
     }
 
@@ -211,21 +215,21 @@ mod tests {
         let tensor = std::fs::read_dir(samples).unwrap().map(|it| it.unwrap().path()).next().unwrap();
         std::fs::copy(&tensor, folder.path().join("w.pt")).unwrap();
         std::fs::copy(&tensor, folder.path().join(".w.pt")).unwrap();
-        let (checkpoint, _) = open(folder.path()).unwrap();
+        let (checkpoint, _) = open(folder.path(), &OpenOptions::default()).unwrap();
         assert_eq!(checkpoint.tensors.len(), 1);
         let warnings: String = checkpoint.warnings.iter().map(ToString::to_string).collect();
         assert!(warnings.contains("`.w.pt`"), "{warnings}");
 
         let name = std::ffi::OsStr::from_bytes(b"w\xff.pt");
         std::fs::copy(&tensor, folder.path().join(name)).unwrap();
-        assert!(matches!(open(folder.path()).unwrap_err(), Error::Unsupported(_)));
+        assert!(matches!(open(folder.path(), &OpenOptions::default()).unwrap_err(), Error::Unsupported(_)));
     }
 
     #[test]
     fn distributed_checkpoints_are_named() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(".metadata"), "").unwrap();
-        let error = open(folder.path()).unwrap_err();
+        let error = open(folder.path(), &OpenOptions::default()).unwrap_err();
         assert!(error.to_string().contains("DCP"), "{error}");
     }
 
@@ -235,7 +239,7 @@ mod tests {
         std::fs::write(folder.path().join("config.json"), "{}").unwrap();
         std::fs::write(folder.path().join("optimizer.pt"), "no checkpoint").unwrap();
         std::fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
-        let (checkpoint, files) = open(folder.path()).unwrap();
+        let (checkpoint, files) = open(folder.path(), &OpenOptions::default()).unwrap();
         assert_eq!((checkpoint.format, files.len()), (Format::Safetensors, 1));
         assert_eq!(checkpoint.path, folder.path());
     }

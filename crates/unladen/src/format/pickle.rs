@@ -7,12 +7,13 @@ mod symbol;
 pub(super) use arena::{Arena, Run, Value, Wide};
 pub(super) use symbol::Meaning;
 
+use super::Limits;
 use crate::error::{Error, Fault, Result};
 use arena::Text;
 use foldhash::{HashMap, HashMapExt as _};
 
-/// The longest pickle that is read; gpt2-xl's has 100 KB.
-pub(super) const MAX_PICKLE_BYTES: u64 = 256 << 20;
+/// Beyond this, positions of 32 bits would not do.
+const MAX_OBJECTS: usize = 1 << 29;
 /// Values that wait for what takes them; Python writes at most 1,000 items at a time, but tuples whole.
 const MAX_STACK: usize = 8_000_000;
 /// The newest protocol.
@@ -31,10 +32,11 @@ pub(super) struct Pickle<'a> {
 /// Reads a pickle; `start_byte` is its place in the file, for messages.
 ///
 /// Fails on whatever Python would fail on, on persistent ids that are no tuples, and on opcodes that only code needs.
-pub(super) fn read(bytes: &[u8], start_byte: u64) -> Result<Pickle<'_>> {
-    if bytes.len() as u64 > MAX_PICKLE_BYTES {
+pub(super) fn read<'a>(bytes: &'a [u8], start_byte: u64, limits: &Limits) -> Result<Pickle<'a>> {
+    if bytes.len() as u64 > limits.pickle_bytes.min(u32::MAX.into()) {
         let found = format!("{} bytes", bytes.len());
-        return Err(Fault::new(format!("a pickle of at most {MAX_PICKLE_BYTES} bytes"), found).unsupported());
+        let expected = format!("a pickle of at most {} bytes", limits.pickle_bytes);
+        return Err(Fault::new(expected, found).unsupported());
     }
     let arena = Arena {
         bytes,
@@ -48,6 +50,7 @@ pub(super) fn read(bytes: &[u8], start_byte: u64) -> Result<Pickle<'_>> {
     let mut machine = Machine {
         arena,
         start_byte,
+        max_objects: limits.n_objects.min(MAX_OBJECTS),
         at: 0,
         opcode_at: 0,
         stack: Vec::new(),
@@ -72,6 +75,7 @@ const MAX_ROOM: usize = 1 << 21;
 struct Machine<'a> {
     arena: Arena<'a>,
     start_byte: u64,
+    max_objects: usize,
     /// The next byte.
     at: usize,
     /// The opcode that is being carried out.

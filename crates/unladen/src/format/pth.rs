@@ -1,7 +1,8 @@
 //! Reads the headers of a zip archive that `torch.save` wrote: which records there are, and what its pickle says.
 
 use super::{
-    pickle::{self, Arena, MAX_PICKLE_BYTES, Meaning, Value},
+    OpenOptions,
+    pickle::{self, Arena, Meaning, Value},
     rebuild::{Rebuild, StorageRef, unsigned},
     tree::{self, MAX_WARNINGS},
     zip::{Archive, Entry, Records, show},
@@ -25,8 +26,9 @@ const MAX_SYMBOLS: usize = 50;
 const TORCHSCRIPT: [&str; 3] = ["constants.pkl", "model.json", "attributes.pkl"];
 
 /// Reads an archive from its directory, its small records and its pickle.
-pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint> {
-    let archive = Archive::read(source)?;
+pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
+    let limits = &options.limits;
+    let archive = Archive::read(source, limits)?;
     let records = archive.by_name()?;
     let root = &*root(&archive, &records)?.to_vec();
     let mut warnings = Vec::new();
@@ -38,13 +40,13 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint>
     check_version(source, &records, root, &mut warnings)?;
     let swapped = is_big_endian(source, &records, root)?;
 
-    let pickle_bytes = read(source, pickle_entry, "data.pkl", MAX_PICKLE_BYTES)?;
+    let pickle_bytes = read(source, pickle_entry, "data.pkl", limits.pickle_bytes)?;
     if pickle_entry.crc32 != 0 && crc32fast::hash(&pickle_bytes) != pickle_entry.crc32 {
         return Err(Fault::new("data.pkl as it was written", "another checksum")
             .at(pickle_entry.start_byte)
             .corrupt());
     }
-    let mut pickle = pickle::read(&pickle_bytes, pickle_entry.start_byte)?;
+    let mut pickle = pickle::read(&pickle_bytes, pickle_entry.start_byte, limits)?;
     if pickle.trailing_bytes > 0 {
         let after = "the end of the pickle";
         warnings.push(Warning::TrailingBytes { after, len_bytes: pickle.trailing_bytes });
@@ -57,7 +59,7 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint>
     drop(records);
     drop(archive);
     let rebuild = Rebuild { arena: &pickle.arena, storages: &storages, refs: &refs };
-    let mut tensors = tree::tensors(&rebuild, pickle.root, &mut warnings)?;
+    let mut tensors = tree::tensors(&rebuild, pickle.root, limits, &mut warnings)?;
     let mut storages = storages;
     storages.shrink_to_fit();
     tensors.shrink_to_fit();

@@ -1,5 +1,6 @@
 //! Reads a safetensors header. Every byte of the data section belongs to exactly one tensor, or the file is refused.
 
+use super::OpenOptions;
 use crate::{
     checkpoint::{Checkpoint, Format},
     dtype::DType,
@@ -16,21 +17,19 @@ use serde::{
 };
 use std::{borrow::Cow, fmt, hash::BuildHasher as _};
 
-/// The longest header that the format allows.
-pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
-
 /// Types that have no whole number of bytes for an element, and no name in PyTorch.
 const SIX_BITS: [&str; 2] = ["F6_E2M3", "F6_E3M2"];
 /// Two elements a byte; PyTorch counts the bytes.
 const FOUR_BITS: &str = "F4";
 
 /// Reads the header of a safetensors file; `source` starts with its length.
-pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp) -> Result<Checkpoint> {
+pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
     let mut length = [0; 8];
     source.read_exact_at(0, &mut length)?;
     let claimed_bytes = u64::from_le_bytes(length);
-    if claimed_bytes > MAX_HEADER_BYTES {
-        let expected = format!("a safetensors header of at most {MAX_HEADER_BYTES} bytes");
+    let max_bytes = options.limits.header_bytes;
+    if claimed_bytes > max_bytes {
+        let expected = format!("a safetensors header of at most {max_bytes} bytes");
         return Err(Fault::new(expected, format!("{claimed_bytes} bytes")).corrupt());
     }
     let data_byte = claimed_bytes + 8;
@@ -283,7 +282,7 @@ mod tests {
     fn parse_bytes(bytes: Vec<u8>) -> Result<Checkpoint> {
         let len_bytes = bytes.len() as u64;
         let stamp = FileStamp { path: PathBuf::from("x"), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
-        parse(&MemorySource::new("x", bytes), stamp)
+        parse(&MemorySource::new("x", bytes), stamp, &OpenOptions::default())
     }
 
     fn ours(header: &str, data_len_bytes: usize) -> Result<Checkpoint> {

@@ -2,6 +2,7 @@
 //! once per path, and the work bounded by the pickle's length.
 
 use super::{
+    Limits,
     pickle::{Arena, Run, Value},
     rebuild::{Parts, Rebuild, Rebuilt, Visits, packed_in_byte},
 };
@@ -14,10 +15,6 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use std::{collections::HashSet, fmt::Write as _, hash::BuildHasher as _};
 
-/// Containers inside containers.
-const MAX_DEPTH: usize = 1_000;
-/// Tensors of one file.
-const MAX_TENSORS: usize = 5_000_000;
 /// Tensors that room is made for beforehand: one for each mention of a storage, as state dicts have it.
 const MAX_ROOM: usize = 1 << 17;
 /// Warnings of one file; what comes after is counted.
@@ -29,6 +26,7 @@ const NAME_BYTES_PER_VISIT: usize = 4;
 pub(super) fn tensors(
     rebuild: &Rebuild<'_>,
     root: Value,
+    limits: &Limits,
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<Tensor>> {
     let arena = rebuild.arena;
@@ -37,6 +35,7 @@ pub(super) fn tensors(
     let mut walk = Walk {
         rebuild,
         arena,
+        limits,
         visits: Visits::new(arena.bytes.len()),
         marks: vec![Mark::New; n_marks],
         frames: Vec::new(),
@@ -115,6 +114,7 @@ const TRANSIENT: &str = "_non_persistent_buffers_set";
 struct Walk<'a> {
     rebuild: &'a Rebuild<'a>,
     arena: &'a Arena<'a>,
+    limits: &'a Limits,
     visits: Visits,
     marks: Vec<Mark>,
     frames: Vec<Frame<'a>>,
@@ -235,11 +235,13 @@ impl<'a> Walk<'a> {
             }
             _ => return Ok(()),
         };
-        if self.frames.len() >= MAX_DEPTH {
+        if self.frames.len() >= self.limits.depth {
             let found = format!("more of them at `{}`", shortened(&self.path));
-            return Err(
-                Fault::new(format!("at most {MAX_DEPTH} containers inside each other"), found).unsupported()
-            );
+            return Err(Fault::new(
+                format!("at most {} containers inside each other", self.limits.depth),
+                found,
+            )
+            .unsupported());
         }
         self.marks[mark] = Mark::Open;
         let path_bytes = self.path.len();
@@ -300,8 +302,9 @@ impl<'a> Walk<'a> {
             )));
             return Ok(());
         }
-        if self.tensors.len() >= MAX_TENSORS {
-            return Err(Fault::new(format!("at most {MAX_TENSORS} tensors"), "more of them").unsupported());
+        if self.tensors.len() >= self.limits.n_tensors {
+            let expected = format!("at most {} tensors", self.limits.n_tensors);
+            return Err(Fault::new(expected, "more of them").unsupported());
         }
         self.visits.spend((self.path.len() / NAME_BYTES_PER_VISIT) as u64)?;
         let mut name = self.path.clone();

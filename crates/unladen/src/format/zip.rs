@@ -4,6 +4,7 @@
 mod end;
 mod local;
 
+use super::Limits;
 use crate::{
     error::{Error, Fault, Result},
     source::ReadAt,
@@ -15,12 +16,10 @@ use std::{
     ops::Range,
 };
 
-/// More records than any checkpoint has.
-const MAX_ENTRIES: u64 = 1_000_000;
 /// A record's name: PyTorch's are a file name and a few characters.
 const MAX_NAME_BYTES: usize = 512;
-/// The whole directory: a million entries of [`FIXED_BYTES`] and names of 64 MiB in all.
-const MAX_DIRECTORY_BYTES: u64 = MAX_ENTRIES * FIXED_BYTES as u64 + (64 << 20);
+/// The names and extra fields of the whole directory.
+const MAX_NAMES_BYTES: u64 = 64 << 20;
 /// A directory entry without its name, extra fields and comment.
 const FIXED_BYTES: usize = 46;
 
@@ -69,12 +68,16 @@ pub(super) struct Archive {
 
 impl Archive {
     /// Reads the directory and every local header. Fails on anything ambiguous.
-    pub(super) fn read(source: &dyn ReadAt) -> Result<Archive> {
+    pub(super) fn read(source: &dyn ReadAt, limits: &Limits) -> Result<Archive> {
+        let max_entries = limits.n_records;
+        let fixed_bytes = max_entries.saturating_mul(FIXED_BYTES as u64);
+        // Names have positions of 32 bits.
+        let max_directory_bytes = fixed_bytes.saturating_add(MAX_NAMES_BYTES).min(u32::MAX.into());
         let end = end::find(source)?;
-        if end.n_entries > MAX_ENTRIES || end.len_bytes > MAX_DIRECTORY_BYTES {
+        if end.n_entries > max_entries || end.len_bytes > max_directory_bytes {
             let found = format!("{} records, a directory of {} bytes", end.n_entries, end.len_bytes);
             return Err(
-                Fault::new(format!("a zip archive of at most {MAX_ENTRIES} records"), found).unsupported()
+                Fault::new(format!("a zip archive of at most {max_entries} records"), found).unsupported()
             );
         }
         let directory = source.read_range(end.start_byte..end.start_byte + end.len_bytes)?;
@@ -313,7 +316,7 @@ mod tests {
     }
 
     fn read(bytes: &[u8]) -> Result<Archive> {
-        Archive::read(&MemorySource::new("x.pt", bytes.to_vec()))
+        Archive::read(&MemorySource::new("x.pt", bytes.to_vec()), &Limits::default())
     }
 
     fn stored() -> SimpleFileOptions {

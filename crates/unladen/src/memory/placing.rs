@@ -114,8 +114,7 @@ impl Placing {
 }
 
 impl Placing {
-    /// Makes ordinary memory of some pages that were not placed, huge ones where the system has them: they may be touched
-    /// from here on.
+    /// Makes ordinary memory of some pages that were not placed: they may be touched from here on.
     ///
     /// Fails with [`io::ErrorKind::InvalidInput`] if `target` is not whole pages of the range.
     pub fn leave(&self, target: &mut [u8]) -> io::Result<()> {
@@ -135,11 +134,16 @@ impl Placing {
         // SAFETY: `UffdRange` has the layout that the operation reads. The pages are borrowed exclusively; none of their
         // bytes changes.
         unsafe { ioctl(faults, Updater::<UNREGISTER, UffdRange>::new(&mut pages)) }?;
-        // SAFETY: the advice concerns pages that are borrowed exclusively, and changes none of their bytes. A system
-        // without huge pages refuses it, and gives small ones.
-        let _ = unsafe { libc::madvise(target.as_mut_ptr().cast(), target.len(), libc::MADV_HUGEPAGE) };
         Ok(())
     }
+}
+
+/// Asks for huge pages where `target`, whole pages that nobody has touched, has room for them. A system without them gives
+/// small ones.
+pub fn advise_huge(target: &mut [u8]) {
+    // SAFETY: the advice concerns pages that are borrowed exclusively, and changes none of their bytes; what is not whole
+    // pages is refused.
+    let _ = unsafe { libc::madvise(target.as_mut_ptr().cast(), target.len(), libc::MADV_HUGEPAGE) };
 }
 
 /// Ends a registration when dropped. `Placing` and its buffer have one each: whichever goes first ends it, so that no

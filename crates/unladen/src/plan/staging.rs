@@ -9,6 +9,26 @@ use crate::{
 /// How many bytes of a file go through the processor's cache at a time.
 pub const PLACED_BYTES: u64 = 256 << 10;
 
+/// What a staging buffer takes of a file at least: reads below this are slow.
+pub(super) const MIN_CHUNK_BYTES: u64 = 64 << 10;
+
+/// What it takes at most from the page cache: more does not make strided copies faster.
+const MAX_CHUNK_BYTES: u64 = 1 << 20;
+
+/// What it takes at most from a disk, several being in flight.
+const MAX_DIRECT_CHUNK_BYTES: u64 = 4 << 20;
+
+/// What a staging buffer may take of a file, from the fastest to the leanest. `is_direct`: from a disk.
+pub fn chunk_sizes(is_direct: bool) -> impl Iterator<Item = u64> {
+    let largest = if is_direct { MAX_DIRECT_CHUNK_BYTES } else { MAX_CHUNK_BYTES };
+    std::iter::successors(Some(largest), |it| Some(it / 2)).take_while(|it| *it >= MIN_CHUNK_BYTES)
+}
+
+/// So many threads, then half of them, down to one.
+pub fn fewer(n_threads: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(n_threads), |it| Some(it / 2)).take_while(|it| *it >= 1)
+}
+
 /// How the staging of a plan is cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ring {

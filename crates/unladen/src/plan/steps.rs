@@ -126,6 +126,15 @@ pub struct Fill {
     pub target: Span,
 }
 
+/// Memory that nobody has touched yet: to bring its pages is most of the work of filling it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fresh {
+    /// The memory.
+    pub slot: SlotId,
+    /// Its pages can be put in place instead of being touched, and there is staging for it.
+    pub is_placed: bool,
+}
+
 /// One thing that a load does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -166,8 +175,8 @@ pub enum Step {
         staging: Vec<SlotId>,
         /// The most of a file that one of them takes at a time.
         chunk_bytes: u64,
-        /// A slot that nobody has touched yet: its pages can be put in place instead of being touched.
-        placed: Option<SlotId>,
+        /// A slot that nobody has touched yet.
+        fresh: Option<Fresh>,
         /// What is read, in file order.
         reads: Vec<Read>,
     },
@@ -245,14 +254,17 @@ impl Steps {
         self.push(Step::Reserve { slot, space, len_bytes, owner, tensor });
     }
 
-    /// Reads, with staging around them if any of it needs some. `placed`: a slot whose pages may be put in place.
-    pub(super) fn stream(&mut self, reads: Vec<Read>, ring: Ring, placed: Option<SlotId>) {
+    /// Reads, with staging around them if any of it needs some. Pages of what is fresh are put in place if both it and the
+    /// ring allow that.
+    pub(super) fn stream(&mut self, reads: Vec<Read>, ring: Ring, fresh: Option<Fresh>) {
         // Put in place is whatever fills the processor's cache: a leaner ring has no buffer for it.
-        let placed = placed.filter(|_| ring.places_pages && ring.chunk_bytes >= PLACED_BYTES);
-        let Room { chunk_bytes, buffer_bytes, n_buffers } = room(&reads, ring, placed.is_some());
+        let may_place = ring.places_pages && ring.chunk_bytes >= PLACED_BYTES;
+        let fresh = fresh.map(|it| Fresh { is_placed: it.is_placed && may_place, ..it });
+        let is_placed = fresh.is_some_and(|it| it.is_placed);
+        let Room { chunk_bytes, buffer_bytes, n_buffers } = room(&reads, ring, is_placed);
         let staging: Vec<_> =
             (0..n_buffers).map(|_| self.reserve(Space::Staging, buffer_bytes, "staging", None)).collect();
-        self.push(Step::Stream { staging: staging.clone(), chunk_bytes, placed, reads });
+        self.push(Step::Stream { staging: staging.clone(), chunk_bytes, fresh, reads });
         staging.into_iter().for_each(|slot| self.release(slot));
     }
 

@@ -6,7 +6,7 @@ use super::{
     items::{Item, place_of, plain_run},
     place::{self, Place, packed, read_of},
     staging::Ring,
-    steps::{Copy, Fill, SlotId, Span, Step, Steps},
+    steps::{Copy, Fill, Fresh, SlotId, Span, Step, Steps},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -308,8 +308,8 @@ impl Generator<'_> {
         for (slot, len_bytes) in slots.into_iter().zip([state.pages_bytes, state.rest_bytes]) {
             steps.reserve_slot(slot, space, len_bytes, owner, None);
         }
-        let placed = (state.can_be_placed && state.pages_bytes > 0).then_some(slots[0]);
-        steps.stream(state.reads, self.ring, placed);
+        let fresh = Fresh { slot: slots[0], is_placed: state.can_be_placed };
+        steps.stream(state.reads, self.ring, Some(fresh).filter(|_| state.pages_bytes > 0));
         Ok((state.places, slots.to_vec()))
     }
 

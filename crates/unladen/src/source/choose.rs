@@ -24,7 +24,7 @@ pub fn io_paths(files: &FileSet) -> Vec<IoPath> {
 
 fn choose(file: &FileSource, allowed_bytes: &mut u64) -> IoPath {
     let len_bytes = file.stamp().len_bytes;
-    // Where the system does not tell, it is most often because the file belongs to somebody else who uses it too.
+    // Where nobody can tell, as on a network file system, the page cache is as good as anything.
     let Some(cached_bytes) = file.cached_bytes() else { return IoPath::Buffered };
     let missing_bytes = len_bytes.saturating_sub(cached_bytes);
     if missing_bytes <= *allowed_bytes {

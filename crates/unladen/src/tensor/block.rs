@@ -170,14 +170,16 @@ impl Block {
     /// belong to others.
     ///
     /// A few columns of a wide matrix span all its rows. Reading them row by row touches the columns alone, instead of
-    /// reading the matrix again for every part; worth it while the rows are few and the runs not tiny.
-    pub fn read_limit(&self, max_bytes: u64) -> u64 {
+    /// reading the matrix again for every part; worth it while the rows are few and the runs not tiny. `is_disk`: a disk is
+    /// not asked for less than 64 KiB, reading what lies between is faster.
+    pub fn read_limit(&self, max_bytes: u64, is_disk: bool) -> u64 {
+        let min_row_bytes = if is_disk { 64 << 10 } else { 512 };
         let span_bytes = self.span_bytes(Side::Source);
         let reach = |axis: &Axis| (axis.len - 1) * axis.source_step_bytes;
         let Some(widest) = self.axes.iter().max_by_key(|axis| reach(axis)) else { return max_bytes };
         let row_bytes = span_bytes - reach(widest);
         let is_sparse = span_bytes / 4 > self.len_bytes();
-        if is_sparse && row_bytes >= 512 && widest.len <= 1 << 16 { row_bytes } else { max_bytes }
+        if is_sparse && row_bytes >= min_row_bytes && widest.len <= 1 << 16 { row_bytes } else { max_bytes }
             .min(max_bytes)
     }
 

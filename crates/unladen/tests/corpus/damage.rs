@@ -7,8 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 use unladen::{
-    Checkpoint, Error, Format,
-    format::{open, parse},
+    Checkpoint, Error, Format, OpenOptions,
+    format::parse,
+    open,
     source::{FileSource, MemorySource},
     stamp::FileStamp,
 };
@@ -32,7 +33,7 @@ fn good_samples() -> Vec<(PathBuf, Vec<u8>)> {
 fn parse_bytes(path: &Path, bytes: Vec<u8>) -> Result<Checkpoint, Error> {
     let len_bytes = bytes.len() as u64;
     let stamp = FileStamp { path: path.to_owned(), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
-    parse(&MemorySource::new(path, bytes), stamp)
+    parse(&MemorySource::new(path, bytes), stamp, &OpenOptions::default())
 }
 
 proptest! {
@@ -67,7 +68,7 @@ proptest! {
 fn a_file_and_its_bytes_in_memory_read_the_same() {
     for (path, bytes) in good_samples() {
         let source = FileSource::open(&path).unwrap();
-        let ours = parse(&source, source.stamp().clone()).unwrap();
+        let ours = parse(&source, source.stamp().clone(), &OpenOptions::default()).unwrap();
         let memory = parse_bytes(&path, bytes).unwrap();
         assert_eq!((ours.tensors, ours.storages), (memory.tensors, memory.storages));
         assert!(matches!(ours.format, Format::Pth | Format::Safetensors));

@@ -7,18 +7,17 @@ use super::{
 };
 use crate::error::Result;
 
-/// Containers and calls in a pickle.
-const MAX_OBJECTS: usize = 20_000_000;
-/// Items of all tuples.
-const MAX_POOL: usize = 4 * MAX_OBJECTS;
+/// Items of all tuples, for each container or call that a pickle may make.
+const POOL_PER_OBJECT: usize = 4;
 
 impl<'a> Machine<'a> {
     /// Counts what takes memory beyond the stack.
     pub(super) fn check_objects(&self) -> Result<()> {
         let arena = &self.arena;
         let n_objects = arena.lists.len() + arena.dicts.len() + arena.calls.len() + arena.persistent.len();
-        if n_objects.max(arena.symbols.len()) > MAX_OBJECTS || arena.pool.len() > MAX_POOL {
-            return Err(self.fault(format!("at most {MAX_OBJECTS} objects"), "more of them").unsupported());
+        let most = self.max_objects;
+        if n_objects.max(arena.symbols.len()) > most || arena.pool.len() > POOL_PER_OBJECT * most {
+            return Err(self.fault(format!("at most {most} objects"), "more of them").unsupported());
         }
         Ok(())
     }

@@ -4,11 +4,11 @@ use super::*;
 use proptest::prelude::*;
 
 fn value(bytes: &[u8]) -> Value {
-    read(bytes, 0).unwrap().root
+    read(bytes, 0, &Limits::default()).unwrap().root
 }
 
 fn items(bytes: &[u8]) -> Vec<(Value, Value)> {
-    let pickle = read(bytes, 0).unwrap();
+    let pickle = read(bytes, 0, &Limits::default()).unwrap();
     let Value::Dict(dict) = pickle.root else { panic!("{:?}", pickle.root) };
     pickle.arena.dicts[dict as usize].items.clone()
 }
@@ -35,7 +35,9 @@ fn the_memo_holds_references_and_memoize_counts() {
 
 #[test]
 fn the_last_of_two_equal_keys_counts_at_the_place_of_the_first() {
-    let mut pickle = read(b"\x80\x02}(U\x01aK\x01K\x05K\x02\x88K\x03U\x01aK\x04K\x01K\x06u.", 0).unwrap();
+    let mut pickle =
+        read(b"\x80\x02}(U\x01aK\x01K\x05K\x02\x88K\x03U\x01aK\x04K\x01K\x06u.", 0, &Limits::default())
+            .unwrap();
     assert_eq!(pickle.arena.merge_duplicate_keys(9), ["a", "1"]);
     let values: Vec<_> = pickle.arena.dicts[0].items.iter().map(|it| it.1).collect();
     assert_eq!(values, [Value::Int(Wide(4)), Value::Int(Wide(2)), Value::Int(Wide(6))]);
@@ -46,7 +48,7 @@ fn long_dictionaries_merge_their_keys_as_short_ones_do() {
     let mut bytes = b"\x80\x02}(".to_vec();
     (0..200u8).for_each(|it| bytes.extend([b'K', it % 150, b'K', it]));
     bytes.extend(b"u.");
-    let mut pickle = read(&bytes, 0).unwrap();
+    let mut pickle = read(&bytes, 0, &Limits::default()).unwrap();
     assert_eq!(pickle.arena.merge_duplicate_keys(7).len(), 7);
     let items = &pickle.arena.dicts[0].items;
     assert_eq!((items.len(), items[3]), (150, (Value::Int(Wide(3)), Value::Int(Wide(153)))));
@@ -91,7 +93,7 @@ fn what_python_cannot_do_is_an_error_with_its_place() {
         (b"\x80\x02\xfe.", "byte 0xfe"),
     ];
     for (bytes, expected) in cases {
-        let error = read(bytes, 1000).unwrap_err();
+        let error = read(bytes, 1000, &Limits::default()).unwrap_err();
         assert!(error.to_string().contains(expected), "{bytes:x?}: {error}");
         let Error::Corrupt(fault) = error else { panic!("{error}") };
         assert!(fault.offset_bytes.is_some_and(|it| it >= 1000));
@@ -109,7 +111,10 @@ fn what_only_code_needs_is_unsupported() {
         b"\x80\x09N.",
     ];
     for bytes in refused {
-        assert!(matches!(read(bytes, 0).unwrap_err(), Error::Unsupported(_)), "{bytes:x?}");
+        assert!(
+            matches!(read(bytes, 0, &Limits::default()).unwrap_err(), Error::Unsupported(_)),
+            "{bytes:x?}"
+        );
     }
 }
 
@@ -122,7 +127,7 @@ fn deep_nesting_is_built_and_dropped_without_recursion() {
 proptest! {
     #[test]
     fn any_bytes_end_in_an_error_or_a_value(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        drop(read(&bytes, 0));
+        drop(read(&bytes, 0, &Limits::default()));
     }
 
     #[test]
@@ -132,7 +137,7 @@ proptest! {
             0..60,
         ),
     ) {
-        if let Ok(mut pickle) = read(&opcodes, 0) {
+        if let Ok(mut pickle) = read(&opcodes, 0, &Limits::default()) {
             pickle.arena.merge_duplicate_keys(1);
         }
     }

@@ -32,7 +32,7 @@ fn open_records(records: &[(&str, &[u8])]) -> Result<Checkpoint> {
     let bytes = archive(records);
     let len_bytes = bytes.len() as u64;
     let stamp = FileStamp { path: PathBuf::from("x.pt"), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
-    parse(&MemorySource::new("x.pt", bytes), stamp)
+    parse(&MemorySource::new("x.pt", bytes), stamp, &OpenOptions::default())
 }
 
 fn open(parts: &[&[u8]]) -> Result<Checkpoint> {

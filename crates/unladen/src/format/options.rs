@@ -1,0 +1,40 @@
+//! What the caller decides about reading headers.
+
+/// How a checkpoint is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// How much a file may claim.
+    pub limits: Limits,
+}
+
+/// The most that a file may claim; each claim is checked before memory is taken for it. What exceeds one is
+/// [`Error::Unsupported`](crate::Error::Unsupported): the defaults are far above any real checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Length of a pickle. gpt2-xl's has 100 KB.
+    pub pickle_bytes: u64,
+    /// Objects that a pickle makes. It takes a few tens of bytes of memory for each.
+    pub n_objects: usize,
+    /// Records of a zip archive.
+    pub n_records: u64,
+    /// Length of a safetensors header; the reference implementation has the same limit.
+    pub header_bytes: u64,
+    /// Tensors of a checkpoint.
+    pub n_tensors: usize,
+    /// Containers inside containers.
+    pub depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            pickle_bytes: 256 << 20,
+            n_objects: 20_000_000,
+            n_records: 1_000_000,
+            header_bytes: 100_000_000,
+            n_tensors: 5_000_000,
+            depth: 1_000,
+        }
+    }
+}
