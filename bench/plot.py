@@ -1,7 +1,9 @@
-"""Draws what `peers.py --out FILE.json` measured: seconds of a load against the memory that it took.
+#!/usr/bin/env python3
+"""Draws what `peers.py --out FILE.json` measured: a bar of seconds for each loader, with the memory that it took beside it.
 
-usage: plot.py OUT.png TITLE WARM.json [COLD.json]
-Rows without a load (mappings that nobody touched) are left out. Needs: pip install matplotlib
+usage: plot.py OUT.png TITLE NAME=FILE.json...
+One panel for each file. Rows without a load (mappings that nobody touched) are left out; a dotted line marks the median of
+the round's least plain read. Needs: pip install matplotlib
 """
 import json
 import statistics
@@ -15,35 +17,45 @@ import matplotlib.pyplot as plt
 UNTOUCHED = {"mmap_assign", "torch_mmap_only", "safetensors_load_file"}
 
 
-def rows(path):
-    for name, runs in json.load(open(path)).items():
-        runs = [run for run in runs if "error" not in run]
-        if runs and name not in UNTOUCHED and not name.startswith("limit"):
-            seconds = [run["load_s"] for run in runs]
-            yield name, statistics.median(seconds), min(seconds), max(seconds), statistics.median(run["anon"] for run in runs) / 2**30
+def rows(runs_of):
+    """(name, seconds of each round, peak of anonymous memory in GiB), the fastest first."""
+    found = []
+    for name, runs in runs_of.items():
+        if name in UNTOUCHED or name.startswith("limit") or any("error" in run for run in runs):
+            continue
+        found.append((name, [run["load_s"] for run in runs], statistics.median(run["anon"] for run in runs) / 2**30))
+    return sorted(found, key=lambda row: statistics.median(row[1]))
+
+
+def limit_s(runs_of):
+    limits = [[run["load_s"] for run in runs] for name, runs in runs_of.items() if name.startswith("limit")]
+    return statistics.median(min(of_round) for of_round in zip(*limits)) if limits else None
 
 
 def main():
-    out, title, *files = sys.argv[1:]
-    figure, axes = plt.subplots(1, len(files), figsize=(6.5 * len(files), 5), squeeze=False, sharey=True)
-    for axis, path in zip(axes[0], files):
-        limit = [run["load_s"] for name, runs in json.load(open(path)).items() if name.startswith("limit") for run in [min(runs, key=lambda it: it.get("load_s", 1e9))]]
-        if limit:
-            axis.axvline(min(limit), color="grey", linestyle=":", linewidth=1)
-            axis.annotate("least plain read", (min(limit), 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7, color="grey")
-        for number, (name, median, least, most, gib) in enumerate(rows(path)):
-            ours = name.startswith("unladen")
-            color = "tab:orange" if ours else "tab:blue"
-            axis.errorbar(median, gib, xerr=[[median - least], [most - median]], fmt="o", color=color, capsize=2, linewidth=0.8)
-            axis.annotate(name, (median, gib), textcoords="offset points", xytext=(4, 5 if number % 2 else -12), fontsize=8, color=color, fontweight="bold" if ours else "normal")
-        axis.set_xscale("log")
-        axis.set_xlabel("seconds of the load (median, least to most)")
-        axis.set_title(path.rsplit("/", 1)[-1].removesuffix(".json"))
-        axis.grid(alpha=0.3, which="both")
-    axes[0][0].set_ylabel("peak of anonymous memory, GiB")
-    figure.suptitle(title)
+    out, title, *panels = sys.argv[1:]
+    read = {name: json.load(open(path)) for name, path in (panel.split("=", 1) for panel in panels)}
+    heights = [len(rows(runs_of)) for runs_of in read.values()]
+    figure, axes = plt.subplots(len(read), 1, figsize=(8, 0.32 * sum(heights) + 1.1 * len(read)), squeeze=False, height_ratios=heights)
+    for axis, (name, runs_of) in zip(axes[:, 0], read.items()):
+        for place, (loader, seconds, gib) in enumerate(rows(runs_of)):
+            median = statistics.median(seconds)
+            color = "tab:orange" if loader.startswith("unladen") else "tab:blue"
+            axis.barh(place, median, color=color, alpha=0.8)
+            axis.plot([min(seconds), max(seconds)], [place, place], color="black", linewidth=0.8)
+            axis.annotate(f"{median:.1f} s, {gib:.2f} GiB", (max(seconds), place), xytext=(4, -3), textcoords="offset points", fontsize=8)
+        limit = limit_s(runs_of)
+        if limit is not None:
+            axis.axvline(limit, color="grey", linestyle=":", linewidth=1, label="least plain read")
+            axis.legend(loc="upper right", fontsize=8)
+        axis.set_yticks(range(len(rows(runs_of))), [loader for loader, *_ in rows(runs_of)], fontsize=8)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1.25 * max(max(seconds) for _, seconds, _ in rows(runs_of)))
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("seconds of the load: median (bar), least to most (line); beside it the peak of anonymous memory", fontsize=8)
+    figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    figure.savefig(out, dpi=120)
+    figure.savefig(out, dpi=110)
 
 
 main()
