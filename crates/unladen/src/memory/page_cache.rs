@@ -9,6 +9,7 @@ use memmap2::MmapOptions;
 use rustix::fs::{Access, Advice, AtFlags, CWD};
 use std::{
     fs::File,
+    hash::{BuildHasher as _, RandomState},
     io,
     os::{
         fd::AsRawFd,
@@ -116,10 +117,13 @@ fn sampled(file: &File, start_byte: u64, end_byte: u64) -> Option<u64> {
     rustix::fs::fadvise(&own, 0, None, Advice::Random).ok()?;
     let len_bytes = end_byte - start_byte;
     let n_samples = (len_bytes / SAMPLE_EVERY_BYTES).clamp(4, 128);
+    let stratum_bytes = len_bytes / n_samples;
+    let random = RandomState::new();
     let mut n_cached = 0;
     for sample in 0..n_samples {
-        let at_byte =
-            start_byte + (u128::from(len_bytes) * u128::from(sample) / u128::from(n_samples)) as u64;
+        // Anywhere in its part of the range: what an earlier question brought in would be found again.
+        let within_byte = random.hash_one(sample) % stratum_bytes.max(1);
+        let at_byte = start_byte + sample * stratum_bytes + within_byte;
         let mut byte = [0];
         match rustix::io::preadv2(
             &own,
