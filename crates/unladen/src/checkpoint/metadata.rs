@@ -2,7 +2,10 @@
 //! weights, but more than the weights of many tiny tensors.
 
 use super::{Checkpoint, Format, Warning};
-use crate::tensor::spilled_bytes;
+use crate::{
+    stamp::{FileStamp, Packed},
+    tensor::spilled_bytes,
+};
 
 /// What an allocator adds to a block in front of it.
 const BLOCK_HEAD_BYTES: usize = 8;
@@ -35,9 +38,20 @@ impl Checkpoint {
             .extents
             .iter()
             .map(|it| it.layout.block_bytes().chain(spilled_bytes(&it.at)).map(block).sum());
-        let files = self.files.iter().map(|it| block(it.path.capacity()));
+        let packed_name = |it: &FileStamp| it.packed.as_ref().map_or(0, |it| block(it.name.len()));
+        let files = self.files.iter().map(|it| block(it.path.capacity()) + packed_name(it));
         let warnings = self.warnings.iter().map(warning);
         tables.into_iter().chain(tensors).chain(extents).chain(files).chain(warnings).sum()
+    }
+
+    /// Bytes of heap that the list of packed records takes beside the open file, where it stands once more.
+    pub fn packed_list_bytes(&self) -> u64 {
+        let packed = self.files.iter().filter_map(|it| Some((it, it.packed.as_ref()?)));
+        let of_one = |(file, packed): (&FileStamp, &Packed)| {
+            // Lists grow by doubling.
+            2 * size_of::<FileStamp>() as u64 + block(file.path.capacity()) + block(packed.name.len())
+        };
+        packed.map(of_one).sum()
     }
 
     /// About the most heap that opening this checkpoint took, with what stayed of it ([`Checkpoint::metadata_bytes`]).

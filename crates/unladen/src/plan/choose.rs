@@ -15,7 +15,7 @@ use crate::{
     io_path::IoPath,
     memory::{Peaks, Space},
     stamp::fingerprint,
-    tensor::TensorId,
+    tensor::{FileId, TensorId},
 };
 
 /// More than any machine addresses, and far enough below 2⁶⁴ that no sum of a plan overflows.
@@ -50,7 +50,7 @@ pub(super) fn plan_into_caller_memory(
 struct Request<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a PlanOptions,
-    machine: &'a Machine,
+    machine: Machine,
     items: Vec<Item>,
     fingerprint: u64,
 }
@@ -64,6 +64,7 @@ impl<'a> Request<'a> {
         let items = items(checkpoint, &options.casts)?;
         let needed_bytes = items.iter().map(Item::len_bytes).fold(0, u64::saturating_add);
         let fingerprint = fingerprint(checkpoint.files.iter());
+        let machine = Machine { io: paths_of(checkpoint, &machine.io), ..machine.clone() };
         let request = Request { checkpoint, options, machine, items, fingerprint };
         if needed_bytes > MAX_PLAN_BYTES {
             let what = options.strategy.map_or("any strategy", Strategy::name);
@@ -115,7 +116,7 @@ impl<'a> Request<'a> {
             let generator = Generator {
                 checkpoint: self.checkpoint,
                 items: &self.items,
-                machine: self.machine,
+                machine: &self.machine,
                 ring,
                 populates,
             };
@@ -169,7 +170,8 @@ impl<'a> Request<'a> {
 
     /// True if mappings stay, and what could be mapped fits into memory by itself.
     fn may_populate(&self) -> bool {
-        let mapped_bytes = self.checkpoint.files.iter().map(|it| it.len_bytes).fold(0, u64::saturating_add);
+        let mapped = self.checkpoint.files.iter().filter(|it| it.packed.is_none());
+        let mapped_bytes = mapped.map(|it| it.len_bytes).fold(0, u64::saturating_add);
         self.options.intent == Intent::ReadOnly && mapped_bytes <= self.machine.free_host_bytes
     }
 
@@ -210,6 +212,15 @@ impl<'a> Request<'a> {
         let (what, tensor) = (plan.strategy.name(), self.largest());
         Err(over(self.checkpoint, Limit::DeviceBudget, what, tensor, needed_bytes, budget_bytes))
     }
+}
+
+/// How bytes will come from each file, if they may come like this: packed records have a way of their own.
+pub fn paths_of(checkpoint: &Checkpoint, io: &[IoPath]) -> Vec<IoPath> {
+    let path = |(index, path): (usize, &IoPath)| match checkpoint.is_packed(FileId(index as u32)) {
+        true => path.of_packed(),
+        false => *path,
+    };
+    io.iter().enumerate().map(path).collect()
 }
 
 /// Anonymous memory, and the page tables for it and for what is mapped: 8 bytes a page.
