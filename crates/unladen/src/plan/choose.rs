@@ -82,7 +82,13 @@ impl<'a> Request<'a> {
     /// The plan with the least work among those that fit; if there is none, the error of the way that comes nearest.
     fn fastest(&self) -> Result<LoadPlan> {
         // A file that shrinks while it is mapped kills the process: nobody's choice but the caller's.
-        let suits = |it: &Strategy| !it.maps_files() || self.options.intent == Intent::ReadOnly;
+        let may_map = self.options.intent == Intent::ReadOnly;
+        // What is packed cannot be mapped: to copy the rest from a mapping is `stream` with more work.
+        let is_packed = self.checkpoint.n_packed() > 0;
+        let suits = |it: &Strategy| match it {
+            Strategy::MmapCopy => may_map && !is_packed,
+            _ => may_map || !it.maps_files(),
+        };
         let mut best: Option<LoadPlan> = None;
         let mut nearest: Option<Error> = None;
         for strategy in Strategy::all().filter(suits) {
@@ -147,12 +153,12 @@ impl<'a> Request<'a> {
     /// Sizes of staging from the fastest to the leanest. They do not depend on the budget, so that the leanest tells the
     /// smallest budget.
     fn rings(&self) -> impl Iterator<Item = Ring> {
-        let is_direct = self.machine.io.contains(&IoPath::Direct);
+        let is_direct = self.paths().any(|it| it == IoPath::Direct);
         let suggested = self.machine.n_cores.clamp(1, MAX_THREADS);
         let suggested = if is_direct { suggested.max(MIN_DIRECT_THREADS) } else { suggested };
         let n_threads = self.options.n_threads.unwrap_or(suggested).clamp(1, MAX_ASKED_THREADS);
         let places_pages = self.machine.places_pages;
-        let is_cached = self.machine.io.iter().all(|it| it.is_mostly_cached());
+        let is_cached = self.paths().all(IoPath::is_mostly_cached);
         let wide = chunk_sizes(is_direct).map(move |chunk_bytes| Ring {
             n_threads,
             chunk_bytes,
@@ -166,6 +172,12 @@ impl<'a> Request<'a> {
             is_cached,
         });
         wide.chain(narrow)
+    }
+
+    /// How what holds tensors comes: not an archive whose records are all packed.
+    fn paths(&self) -> impl Iterator<Item = IoPath> {
+        let files = self.checkpoint.storages.iter().map(|it| it.file.0 as usize);
+        files.map(|it| self.machine.io.get(it).copied().unwrap_or_default())
     }
 
     /// True if mappings stay, and what could be mapped fits into memory by itself.

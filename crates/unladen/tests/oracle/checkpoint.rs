@@ -42,7 +42,8 @@ impl Case {
     /// Deflates what a file holds, between other bytes, unless its tensors cannot be read from that.
     fn pack(&mut self, rng: &mut Rng, file: usize) {
         let bytes = &self.bytes[file];
-        let mut deflated = vec![0; bytes.len() + 1000];
+        // What does not shrink grows.
+        let mut deflated = vec![0; 2 * bytes.len() + 1000];
         let mut deflate = Compress::new(Compression::fast(), false);
         deflate.compress(bytes, &mut deflated, FlushCompress::Finish).unwrap();
         deflated.truncate(deflate.total_out() as usize);

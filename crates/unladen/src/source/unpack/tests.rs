@@ -28,7 +28,7 @@ fn bytes(len_bytes: usize) -> Vec<u8> {
 }
 
 fn deflated(bytes: &[u8]) -> Vec<u8> {
-    let mut packed = vec![0; bytes.len() + 1000];
+    let mut packed = vec![0; 2 * bytes.len() + 1000];
     let mut deflate = Compress::new(Compression::default(), false);
     deflate.compress(bytes, &mut packed, FlushCompress::Finish).unwrap();
     packed.truncate(deflate.total_out() as usize);
