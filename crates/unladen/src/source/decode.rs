@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn deflated_bytes_come_back_whatever_the_pieces() {
-        let bytes: Vec<u8> = (0..20_000u32).map(|it| (it * it >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..20_000u32).map(|it| ((it * it) >> 7) as u8).collect();
         let mut packed = vec![0; 40_000];
         let mut deflate = flate2::Compress::new(flate2::Compression::default(), false);
         deflate.compress(&bytes, &mut packed, flate2::FlushCompress::Finish).unwrap();
