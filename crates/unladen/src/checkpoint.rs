@@ -1,6 +1,7 @@
 //! A checkpoint as data: what its headers say, with every claim checked. No I/O.
 
 mod metadata;
+mod packed;
 
 use crate::{
     error::{Fault, Result},
@@ -217,7 +218,7 @@ impl Checkpoint {
                 self.check_cover(id, tensor)?;
             }
         }
-        Ok(())
+        self.check_packed()
     }
 
     /// For each tensor, the first tensor that has the same bytes: itself, unless it is tied to an earlier one.

@@ -24,7 +24,7 @@ pub type OpenFile<'a> = dyn Fn(FileId) -> Result<Arc<dyn ReadAt>> + Sync + 'a;
 
 /// The files of a checkpoint, as a [`Reader`] takes them.
 pub fn files_of(files: &FileSet) -> impl Fn(FileId) -> Result<Arc<dyn ReadAt>> + Sync + '_ {
-    |file| files.get(file.0 as usize).map(|source| source as Arc<dyn ReadAt>)
+    |file| files.get(file.0 as usize)
 }
 
 /// Reads tensors one after the other, in memory that does not grow with them: one thread's part of a [`ReadPlan`].
@@ -109,7 +109,11 @@ impl<'a> Reader<'a> {
                 let Some(block) = Block::within(piece.layout, piece.at, &window) else { continue };
                 covered_bytes += block.len_bytes();
                 let is_disk = self.input.path(&piece).is_past_cache();
-                let max_bytes = block.read_limit(plan.chunk_bytes(), is_disk);
+                // What is packed is unpacked all along, whatever is skipped of it.
+                let max_bytes = match checkpoint.is_packed(checkpoint.storage_of(&piece).file) {
+                    true => plan.chunk_bytes(),
+                    false => block.read_limit(plan.chunk_bytes(), is_disk),
+                };
                 for mut part in block.split(Side::Source, max_bytes) {
                     let source = self.input.read(&piece, part.source_byte, part.span_bytes(Side::Source))?;
                     part.source_byte = 0;
@@ -170,8 +174,14 @@ mod tests {
         storages: &[(std::ops::Range<u64>, bool)],
         tensors: Vec<Tensor>,
     ) -> Checkpoint {
-        let stamp =
-            FileStamp { path: "a.pth".into(), dev: 0, ino: 0, len_bytes: bytes.len() as u64, mtime_ns: 0 };
+        let stamp = FileStamp {
+            path: "a.pth".into(),
+            dev: 0,
+            ino: 0,
+            len_bytes: bytes.len() as u64,
+            mtime_ns: 0,
+            packed: None,
+        };
         let storages = storages.iter().map(|(range, swapped)| Storage {
             file: FileId(0),
             start_byte: range.start,

@@ -79,7 +79,7 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
             }
             Step::Map { slot, file, len_bytes } => {
                 let reservation = run.ledger.reserve(Space::Mapped, *len_bytes);
-                let mapping = io.files.get(file.0 as usize)?.map(reservation)?;
+                let mapping = io.files.file(file.0 as usize)?.map(reservation)?;
                 mapped.push(*file);
                 slots[slot.0 as usize] = Some(Arena::Mapped(mapping));
             }
@@ -103,7 +103,7 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
     }
     io.files.check_unchanged()?;
     // Opening a file again compares it with what it was.
-    mapped.iter().try_for_each(|file| io.files.get(file.0 as usize)?.check_unchanged())?;
+    mapped.iter().try_for_each(|file| io.files.file(file.0 as usize)?.check_unchanged())?;
     hand_over(slots, placed, run.names)
 }
 

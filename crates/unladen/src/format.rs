@@ -7,6 +7,7 @@ mod options;
 mod pickle;
 mod pth;
 mod rebuild;
+mod record;
 mod safetensors;
 mod sniff;
 mod tree;
@@ -37,7 +38,7 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)
     let source = FileSource::open(path)?;
     let checkpoint = parse(&source, source.stamp().clone(), options)?;
     let mut files = FileSet::default();
-    files.push(source);
+    files.push_with_packed(source, &checkpoint.files)?;
     Ok((checkpoint, files))
 }
 

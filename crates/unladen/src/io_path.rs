@@ -40,6 +40,15 @@ impl IoPath {
         matches!(self, IoPath::Direct | IoPath::Mixed)
     }
 
+    /// How a record that is packed in such a file comes: in no pages of the file, so past no cache. What is read of the
+    /// file for it stays in the page cache, or does not, as the rest of the file.
+    pub fn of_packed(self) -> IoPath {
+        match self {
+            IoPath::Buffered => IoPath::Buffered,
+            IoPath::DropBehind | IoPath::Direct | IoPath::Mixed => IoPath::DropBehind,
+        }
+    }
+
     /// The name, as the user spells it.
     pub fn name(self) -> &'static str {
         NAMES.iter().find(|(path, _)| *path == self).map_or("", |(_, name)| name)

@@ -10,7 +10,7 @@ mod page_cache;
 mod placing;
 
 pub use cgroup::{available_bytes, cgroup_peak_bytes};
-pub use footprint::{PROCESS_BYTES, STACK_BYTES, staging_bytes};
+pub use footprint::{PACKED_CHUNK_BYTES, PROCESS_BYTES, STACK_BYTES, UNPACKING_BYTES, staging_bytes};
 pub use host::{HostBuffer, PAGE_BYTES};
 pub use ledger::{Held, Ledger, Peaks, Reservation, Space};
 pub use mapping::Mapping;

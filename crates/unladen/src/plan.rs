@@ -12,6 +12,7 @@ mod staging;
 mod steps;
 mod strategy;
 
+pub use choose::paths_of;
 pub use options::{DEFAULT_HOST_BUDGET_BYTES, Intent, Machine, PlanOptions};
 pub use staging::{PLACED_BYTES, chunk_sizes, fewer};
 pub use steps::{Change, Copy, Fill, Fresh, Gather, Part, Read, SlotId, Span, Step, Way};

@@ -1,6 +1,7 @@
 //! Where bytes come from: positional reads of files and of memory. Interprets no byte.
 
 mod choose;
+mod decode;
 mod file;
 mod memory;
 mod raw;
@@ -8,12 +9,14 @@ mod read;
 mod set;
 #[cfg(test)]
 mod tests;
+mod unpack;
 
 pub use choose::io_paths;
 pub use file::FileSource;
 pub use memory::MemorySource;
 pub use raw::RawRead;
 pub use set::FileSet;
+pub use unpack::{UnpackSource, unpacked};
 
 use crate::{
     error::{Error, Result},
@@ -50,6 +53,11 @@ pub trait ReadAt: Send + Sync {
         Ok(())
     }
 
+    /// True if the bytes can only be had from first to last: to skip some is to read them, to go back is to begin again.
+    fn is_in_order(&self) -> bool {
+        false
+    }
+
     /// A small range in a buffer of its own, for headers.
     ///
     /// Nothing is allocated for a range that lies outside the source.
@@ -72,12 +80,17 @@ pub fn read_staged<'b>(
     len_bytes: u64,
     buffer: &'b mut [u8],
 ) -> Result<&'b mut [u8]> {
-    let lead_bytes = if path.is_past_cache() { start_byte % PAGE_BYTES } else { 0 };
+    let lead_bytes = lead_bytes(path, start_byte);
     let need_bytes = (lead_bytes + len_bytes) as usize;
     let room = need_bytes.next_multiple_of(PAGE_BYTES as usize).min(buffer.len()).max(need_bytes);
     let bytes = buffer.get_mut(..room).ok_or_else(|| too_short(source.path(), start_byte))?;
     source.read_by(path, start_byte - lead_bytes, bytes, need_bytes)?;
     Ok(&mut bytes[lead_bytes as usize..need_bytes])
+}
+
+/// Bytes of a staging buffer in front of those that [`read_staged`] was asked for.
+pub fn lead_bytes(path: IoPath, start_byte: u64) -> u64 {
+    if path.is_past_cache() { start_byte % PAGE_BYTES } else { 0 }
 }
 
 /// The caller's fault: a target that is shorter than what it needs.

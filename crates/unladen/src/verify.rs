@@ -155,7 +155,7 @@ mod tests {
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     fn abc() -> Checkpoint {
-        let stamp = FileStamp { path: "a".into(), dev: 0, ino: 0, len_bytes: 3, mtime_ns: 0 };
+        let stamp = FileStamp { path: "a".into(), dev: 0, ino: 0, len_bytes: 3, mtime_ns: 0, packed: None };
         let storage = Storage { file: FileId(0), start_byte: 0, len_bytes: 3, swapped: false };
         let tensor = |name: &str, len, backing| Tensor {
             name: name.into(),

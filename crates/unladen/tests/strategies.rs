@@ -339,7 +339,14 @@ fn extents_with_a_hole_or_an_overlap_are_refused() {
         let checkpoint = Checkpoint {
             format: Format::Pth,
             path: "test".into(),
-            files: vec![FileStamp { path: "test".into(), dev: 0, ino: 0, len_bytes: 100, mtime_ns: 0 }],
+            files: vec![FileStamp {
+                path: "test".into(),
+                dev: 0,
+                ino: 0,
+                len_bytes: 100,
+                mtime_ns: 0,
+                packed: None,
+            }],
             storages: vec![storage(0, 100, false)],
             extents,
             tensors: tensors.clone(),

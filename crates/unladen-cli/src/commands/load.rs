@@ -153,7 +153,8 @@ fn row_of(
     measured: &Measured,
     cached_before: &HashMap<PathBuf, Option<u64>>,
 ) -> Row {
-    let files = || checkpoint.files.iter().map(|it| &it.path);
+    // What is packed in a file is no file to the page cache.
+    let files = || checkpoint.files.iter().filter(|it| it.packed.is_none()).map(|it| &it.path);
     let predicted = plan.predicted();
     Row {
         strategy: plan.strategy().to_string(),
@@ -236,7 +237,7 @@ fn candidates(path: &Path) -> Vec<PathBuf> {
 /// The files of a checkpoint, which are not all that its folder holds. None if it does not open.
 pub(crate) fn files_of(path: &Path) -> Vec<PathBuf> {
     let stamps = unladen::open(path).map(|it| it.files().stamps()).unwrap_or_default();
-    stamps.into_iter().map(|it| it.path).collect()
+    stamps.into_iter().filter(|it| it.packed.is_none()).map(|it| it.path).collect()
 }
 
 fn print(row: &Row) {

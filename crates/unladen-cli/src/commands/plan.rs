@@ -7,6 +7,7 @@ use unladen::{
     Intent, LoadPlan, OpenCheckpoint, Result,
     memory::Space,
     plan::{Read, Step, Way},
+    stamp::FileStamp,
 };
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
@@ -90,10 +91,17 @@ fn report(
         predicted_mapped_peak_bytes: predicted.mapped_bytes,
         free_host_bytes: Some(free_host_bytes).filter(|it| *it < u64::MAX),
         read_bytes: plan.read_bytes(),
-        files: files
-            .map(|(file, io)| FileLine { path: file.path.display().to_string(), bytes: file.len_bytes, io })
-            .collect(),
+        files: files.map(|(file, io)| FileLine { path: name_of(file), bytes: file.len_bytes, io }).collect(),
         steps: lines(plan),
+    }
+}
+
+/// The path, and of a packed record its name too.
+fn name_of(file: &FileStamp) -> String {
+    let path = file.path.display();
+    match &file.packed {
+        Some(packed) => format!("{path}: {}", packed.name.escape_debug()),
+        None => path.to_string(),
     }
 }
 

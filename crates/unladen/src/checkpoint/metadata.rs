@@ -2,7 +2,10 @@
 //! weights, but more than the weights of many tiny tensors.
 
 use super::{Checkpoint, Format, Warning};
-use crate::tensor::spilled_bytes;
+use crate::{
+    stamp::{FileStamp, Packed},
+    tensor::spilled_bytes,
+};
 
 /// What an allocator adds to a block in front of it.
 const BLOCK_HEAD_BYTES: usize = 8;
@@ -20,7 +23,7 @@ impl Checkpoint {
     /// Arithmetic over the tables, one pass. The tables of the files that are open beside it are not in it.
     pub fn metadata_bytes(&self) -> u64 {
         let tables = [
-            table(&self.files),
+            self.files_bytes(),
             table(&self.storages),
             table(&self.extents),
             table(&self.tensors),
@@ -35,9 +38,25 @@ impl Checkpoint {
             .extents
             .iter()
             .map(|it| it.layout.block_bytes().chain(spilled_bytes(&it.at)).map(block).sum());
-        let files = self.files.iter().map(|it| block(it.path.capacity()));
         let warnings = self.warnings.iter().map(warning);
-        tables.into_iter().chain(tensors).chain(extents).chain(files).chain(warnings).sum()
+        tables.into_iter().chain(tensors).chain(extents).chain(warnings).sum()
+    }
+
+    /// The files' part of them: long only if there are many, or many records packed in one.
+    fn files_bytes(&self) -> u64 {
+        let packed_name = |it: &FileStamp| it.packed.as_ref().map_or(0, |it| block(it.name.len()));
+        let names = self.files.iter().map(|it| block(it.path.capacity()) + packed_name(it));
+        table(&self.files) + names.sum::<u64>()
+    }
+
+    /// Bytes of heap that the list of packed records takes beside the open file, where it stands once more.
+    pub fn packed_list_bytes(&self) -> u64 {
+        let packed = self.files.iter().filter_map(|it| Some((it, it.packed.as_ref()?)));
+        let of_one = |(file, packed): (&FileStamp, &Packed)| {
+            // Lists grow by doubling.
+            2 * size_of::<FileStamp>() as u64 + block(file.path.capacity()) + block(packed.name.len())
+        };
+        packed.map(of_one).sum()
     }
 
     /// About the most heap that opening this checkpoint took, with what stayed of it ([`Checkpoint::metadata_bytes`]).
@@ -47,7 +66,8 @@ impl Checkpoint {
     pub fn opening_peak_bytes(&self) -> u64 {
         let held_bytes = self.metadata_bytes();
         let passing_bytes = match self.format {
-            Format::Pth => held_bytes.saturating_mul(11) / 4,
+            // Nothing of a pickle becomes a file.
+            Format::Pth => (held_bytes - self.files_bytes()).saturating_mul(11) / 4,
             Format::Safetensors => held_bytes.saturating_mul(3) / 2,
             // Its files are opened one after the other.
             Format::Folder => held_bytes / 2,

@@ -4,8 +4,8 @@ use crate::{
     checkpoint::Checkpoint,
     error::{Error, Limit, Result},
     io_path::IoPath,
-    memory::{PAGE_BYTES, PROCESS_BYTES, STACK_BYTES, available_bytes, staging_bytes},
-    plan::{chunk_sizes, fewer},
+    memory::{PAGE_BYTES, PROCESS_BYTES, STACK_BYTES, UNPACKING_BYTES, available_bytes, staging_bytes},
+    plan::{chunk_sizes, fewer, paths_of},
     source::{FileSet, io_paths},
     tensor::{Backing, Tensor},
 };
@@ -17,6 +17,10 @@ const MAX_WINDOW_BYTES: u64 = 64 << 20;
 
 /// And at least.
 const MIN_WINDOW_BYTES: u64 = 1 << 20;
+
+/// A packed record is unpacked at most so many times for a tensor whose elements stand in another order, once each time:
+/// the larger it is, the more memory it takes.
+const MAX_UNPACKED_TIMES: u64 = 64;
 
 /// The disk is the limit long before this many.
 const MAX_THREADS: usize = 8;
@@ -77,15 +81,20 @@ impl ReadPlan {
         host_budget_bytes: u64,
         max_threads: usize,
     ) -> Result<ReadPlan> {
+        let io = paths_of(checkpoint, &io);
         let strided_bytes = strided_bytes(checkpoint);
-        let least_window_bytes = strided_bytes.min(MIN_WINDOW_BYTES).next_multiple_of(PAGE_BYTES);
+        let least_of_packed_bytes = packed_strided_bytes(checkpoint).div_ceil(MAX_UNPACKED_TIMES);
+        let least_window_bytes = MIN_WINDOW_BYTES.max(least_of_packed_bytes).min(strided_bytes);
+        let least_window_bytes = least_window_bytes.next_multiple_of(PAGE_BYTES);
         let fixed_bytes = fixed_bytes(checkpoint);
+        let n_packed = checkpoint.n_packed() as u64;
         let is_direct = io.iter().any(|it| it.is_past_cache());
         let least_chunk_bytes = chunk_sizes(is_direct).last().unwrap_or(PAGE_BYTES);
         let with = |n_threads: usize| {
             let n_threads = n_threads as u64;
-            let available_bytes =
-                host_budget_bytes.checked_sub(fixed_bytes + (n_threads - 1) * STACK_BYTES)?;
+            let unpacking_bytes = n_threads.min(n_packed) * UNPACKING_BYTES;
+            let fixed_bytes = fixed_bytes + (n_threads - 1) * STACK_BYTES + unpacking_bytes;
+            let available_bytes = host_budget_bytes.checked_sub(fixed_bytes)?;
             let share_bytes = available_bytes / n_threads;
             let fits = |chunk_bytes: &u64| {
                 let is_modest = strided_bytes == 0
@@ -97,9 +106,10 @@ impl ReadPlan {
             // The larger a window is, the fewer times its storage is read again: it takes what is left.
             let left_bytes = share_bytes - staging_bytes(chunk_bytes);
             let wanted_bytes = strided_bytes.min(MAX_WINDOW_BYTES).next_multiple_of(PAGE_BYTES);
+            let wanted_bytes = wanted_bytes.max(least_window_bytes);
             let window_bytes = wanted_bytes.min(left_bytes - left_bytes % PAGE_BYTES);
             let buffers_bytes = staging_bytes(chunk_bytes) + window_bytes;
-            let overhead_bytes = fixed_bytes + (n_threads - 1) * STACK_BYTES + n_threads * buffers_bytes;
+            let overhead_bytes = fixed_bytes + n_threads * buffers_bytes;
             Some((n_threads as usize, chunk_bytes, window_bytes, overhead_bytes))
         };
         let mut teams = fewer(max_threads.clamp(1, MAX_THREADS));
@@ -109,7 +119,10 @@ impl ReadPlan {
                 tensor: None,
                 limit: Limit::HostBudget,
                 what: "reading every tensor".to_owned(),
-                needed_bytes: fixed_bytes + staging_bytes(least_chunk_bytes) + least_window_bytes,
+                needed_bytes: fixed_bytes
+                    + n_packed.min(1) * UNPACKING_BYTES
+                    + staging_bytes(least_chunk_bytes)
+                    + least_window_bytes,
                 available_bytes: host_budget_bytes,
             });
         };
@@ -153,11 +166,23 @@ fn strided_bytes(checkpoint: &Checkpoint) -> u64 {
     strided.map(|it| it.layout.len_bytes()).max().unwrap_or(0)
 }
 
+/// As [`strided_bytes`], of the tensors that are packed.
+fn packed_strided_bytes(checkpoint: &Checkpoint) -> u64 {
+    if checkpoint.n_packed() == 0 {
+        return 0;
+    }
+    let is_packed =
+        |id| checkpoint.pieces(id).any(|it| checkpoint.is_packed(checkpoint.storage_of(&it).file));
+    let strided = checkpoint.iter().filter(|(id, it)| !is_in_order(it) && is_packed(*id));
+    strided.map(|(_, it)| it.layout.len_bytes()).max().unwrap_or(0)
+}
+
 /// What is held whatever the buffers.
 fn fixed_bytes(checkpoint: &Checkpoint) -> u64 {
     let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
     let lists = 2 * names + checkpoint.tensors.len() as u64 * BYTES_PER_TENSOR;
-    PROCESS_BYTES + checkpoint.opening_peak_bytes().max(checkpoint.metadata_bytes() + lists)
+    let tables = checkpoint.metadata_bytes() + checkpoint.packed_list_bytes();
+    PROCESS_BYTES + checkpoint.opening_peak_bytes().max(tables + lists)
 }
 
 #[cfg(test)]
@@ -166,7 +191,8 @@ mod tests {
     use crate::{
         checkpoint::Format,
         dtype::DType,
-        tensor::{Layout, StorageId},
+        stamp::{Encoding, FileStamp, Packed},
+        tensor::{FileId, Layout, Storage, StorageId},
     };
 
     fn checkpoint(stride: [u64; 2]) -> Checkpoint {
@@ -202,6 +228,43 @@ mod tests {
                 assert!(plan(u64::MAX).is_ok_and(|it| it.n_threads() == 4));
             }
         }
+    }
+
+    #[test]
+    fn a_packed_tensor_is_gone_through_a_bounded_number_of_times() {
+        let mut packed = checkpoint([1, 4096]);
+        let file =
+            FileStamp { path: "a.pth".into(), dev: 0, ino: 0, len_bytes: 9, mtime_ns: 0, packed: None };
+        let record = Packed {
+            name: "a/data/0".into(),
+            encoding: Encoding::Deflate,
+            start_byte: 0,
+            len_bytes: 9,
+            file_len_bytes: 9,
+            crc32: None,
+        };
+        packed.files = vec![file.clone(), file.of_packed(64 << 20, record)];
+        packed.storages =
+            vec![Storage { file: FileId(1), start_byte: 0, len_bytes: 64 << 20, swapped: false }];
+        let plan = |checkpoint: &Checkpoint, budget_bytes| {
+            ReadPlan::for_paths(checkpoint, vec![IoPath::Direct; 2], budget_bytes, 2)
+        };
+        let needed_bytes = |checkpoint: &Checkpoint| match plan(checkpoint, 0) {
+            Err(Error::OverBudget { needed_bytes, .. }) => needed_bytes,
+            other => panic!("{other:?}"),
+        };
+        let of_64_mib = needed_bytes(&packed);
+        assert_eq!(plan(&packed, of_64_mib).unwrap().window_bytes(), 1 << 20);
+        assert!(plan(&packed, of_64_mib - 1).is_err());
+        assert_eq!(plan(&packed, of_64_mib).unwrap().path(1), IoPath::DropBehind);
+        // Four times as long, four times the window.
+        packed.tensors[0].layout = Layout::strided(DType::F32, &[16384, 4096], &[1, 16384], 0).unwrap();
+        assert_eq!(needed_bytes(&packed), of_64_mib + (3 << 20));
+        let window_bytes = plan(&packed, needed_bytes(&packed)).unwrap().window_bytes();
+        assert!(window_bytes * MAX_UNPACKED_TIMES >= 256 << 20);
+        // One that is stored does with less.
+        packed.storages[0].file = FileId(0);
+        assert!(needed_bytes(&packed) < of_64_mib + (3 << 20));
     }
 
     #[test]

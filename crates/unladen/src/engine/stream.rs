@@ -15,6 +15,7 @@ use crate::{
     plan::{Fresh, PLACED_BYTES, Read, SlotId, Way},
     tensor::FileId,
 };
+use smallvec::SmallVec;
 
 /// What one read brings in place. Several are in flight, so it is no measure of memory.
 const READ_BYTES: u64 = 8 << 20;
@@ -66,11 +67,30 @@ impl Stream<'_> {
         let cutter = Cutter { stream: self, rest: Rest::of(slots), reads: self.reads.iter(), current: None };
         let chooser = Chooser::default();
         let common = Common { paths: self.paths, chunk_bytes: self.chunk_bytes, chooser: &chooser, io };
-        for_each(cutter, workers, io, |worker, piece| worker.bring(piece, placing.as_ref(), &common))
+        for_each(cutter, workers, io, |worker, job| match job {
+            Job::Piece(piece) => worker.bring(piece, placing.as_ref(), &common),
+            Job::InOrder(cuts) => cuts.into_iter().try_for_each(|cut| {
+                let mut left = Some(cut);
+                while let Some(cut) = left.take() {
+                    io.progress.check(io.path)?;
+                    let (piece, rest) = self.cut(cut)?;
+                    worker.bring(piece, placing.as_ref(), &common)?;
+                    left = rest;
+                }
+                Ok(())
+            }),
+        })
     }
 }
 
 /// What a thread takes at a time.
+enum Job<'s, 'p> {
+    Piece(Piece<'s, 'p>),
+    /// Reads of a packed record, of which nothing can be had but one piece after the other.
+    InOrder(SmallVec<[Cut<'s, 'p>; 1]>),
+}
+
+/// What a thread brings at a time.
 pub(super) struct Piece<'s, 'p> {
     pub(super) file: FileId,
     /// Of the file.
@@ -87,28 +107,65 @@ struct Cutter<'s, 'p> {
     stream: &'p Stream<'p>,
     rest: Rest<'s>,
     reads: std::slice::Iter<'p, Read>,
-    /// A read that is not taken to its end: bytes of the file that are, and what is left of its target.
-    current: Option<(&'p Read, u64, &'s mut [u8])>,
+    /// A read that is not taken to its end.
+    current: Option<Cut<'s, 'p>>,
+}
+
+/// A read of which the first bytes are taken: how many, and what is left of its target.
+struct Cut<'s, 'p> {
+    read: &'p Read,
+    done_bytes: u64,
+    target: &'s mut [u8],
 }
 
 impl<'s, 'p> Iterator for Cutter<'s, 'p> {
-    type Item = Result<Piece<'s, 'p>>;
+    type Item = Result<Job<'s, 'p>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (read, done_bytes, target) = match self.current.take() {
-            Some(current) => current,
-            None => {
-                let read = self.reads.next()?;
-                match self.rest.cut(read.target) {
-                    Ok(target) => (read, 0, target),
-                    Err(error) => return Some(Err(error)),
-                }
-            }
+        let cut = match self.current.take() {
+            Some(cut) => cut,
+            None => match self.begin()? {
+                Ok(cut) => cut,
+                Err(error) => return Some(Err(error)),
+            },
         };
+        if cut.read.is_in_order {
+            return Some(self.in_order(cut));
+        }
+        let piece = self.stream.cut(cut).map(|(piece, rest)| {
+            self.current = rest;
+            Job::Piece(piece)
+        });
+        Some(piece)
+    }
+}
+
+impl<'s, 'p> Cutter<'s, 'p> {
+    /// The next read.
+    fn begin(&mut self) -> Option<Result<Cut<'s, 'p>>> {
+        let read = self.reads.next()?;
+        Some(self.rest.cut(read.target).map(|target| Cut { read, done_bytes: 0, target }))
+    }
+
+    /// A read with all that go with it.
+    fn in_order(&mut self, first: Cut<'s, 'p>) -> Result<Job<'s, 'p>> {
+        let read = first.read;
+        let mut cuts = SmallVec::from_buf([first]);
+        while self.reads.as_slice().first().is_some_and(|next| read.goes_with(next)) {
+            cuts.extend(self.begin().transpose()?);
+        }
+        Ok(Job::InOrder(cuts))
+    }
+}
+
+impl<'p> Stream<'p> {
+    /// The next piece of a read, and what is left of it.
+    fn cut<'s>(&self, cut: Cut<'s, 'p>) -> Result<(Piece<'s, 'p>, Option<Cut<'s, 'p>>)> {
+        let Cut { read, done_bytes, target } = cut;
         let left_bytes = read.len_bytes - done_bytes;
         let start_byte = read.start_byte + done_bytes;
-        let is_fresh = self.stream.fresh.is_some_and(|it| it.slot == read.target.slot);
-        let is_cached = self.stream.path(read.file).is_mostly_cached();
+        let is_fresh = self.fresh.is_some_and(|it| it.slot == read.target.slot);
+        let is_cached = self.path(read.file).is_mostly_cached();
         let (len_bytes, target_bytes) = match &read.way {
             Way::Plain => {
                 // Fresh pages are cut where huge ones begin, the others where the file's blocks do.
@@ -118,29 +175,25 @@ impl<'s, 'p> Iterator for Cutter<'s, 'p> {
                 (to_boundary, to_boundary)
             }
             Way::Elements(change) => {
-                let chunk_bytes =
-                    self.stream.chunk_bytes.min(if is_cached { PLACED_BYTES } else { u64::MAX });
+                let chunk_bytes = self.chunk_bytes.min(if is_cached { PLACED_BYTES } else { u64::MAX });
                 let n_elems = (chunk_bytes / change.from.size_bytes()).max(1);
                 let n_elems = if n_elems > CUT_ELEMS { n_elems / CUT_ELEMS * CUT_ELEMS } else { n_elems };
                 (n_elems * change.from.size_bytes(), n_elems * change.to.size_bytes())
             }
             Way::Parts(_) | Way::Gather(_) => (left_bytes, target.len() as u64),
         };
-        let (mine, len_bytes) = if len_bytes >= left_bytes {
+        let (mine, len_bytes, rest) = if len_bytes >= left_bytes {
             // Whatever room there is behind the last bytes is theirs.
-            (target, left_bytes)
+            (target, left_bytes, None)
         } else {
-            let Some((mine, rest)) = target.split_at_mut_checked(target_bytes as usize) else {
-                return Some(Err(missing(read.target.slot)));
-            };
-            self.current = Some((read, done_bytes + len_bytes, rest));
-            (mine, len_bytes)
+            let split = target.split_at_mut_checked(target_bytes as usize);
+            let (mine, rest) = split.ok_or_else(|| missing(read.target.slot))?;
+            (mine, len_bytes, Some(Cut { read, done_bytes: done_bytes + len_bytes, target: rest }))
         };
-        Some(Ok(Piece { file: read.file, start_byte, len_bytes, target: mine, way: &read.way, is_fresh }))
+        let piece = Piece { file: read.file, start_byte, len_bytes, target: mine, way: &read.way, is_fresh };
+        Ok((piece, rest))
     }
-}
 
-impl Stream<'_> {
     fn path(&self, file: FileId) -> IoPath {
         self.paths.get(file.0 as usize).copied().unwrap_or_default()
     }

@@ -10,9 +10,9 @@ use crate::{
     cast::cast,
     error::{Error, Fault, Result},
     io_path::IoPath,
-    memory::{HostBuffer, PAGE_BYTES, Placing, advise_huge},
+    memory::{HostBuffer, Placing, advise_huge},
     plan::{Change, Gather, PLACED_BYTES, Part, Way},
-    source::{FileSource, read_staged},
+    source::{ReadAt, lead_bytes, read_staged},
     tensor::{FileId, Side},
 };
 use std::{sync::Arc, time::Instant};
@@ -29,7 +29,7 @@ pub(super) struct Common<'r> {
 /// What one thread has for itself.
 pub(super) struct Worker<'s> {
     staging: Staging<'s>,
-    file: Option<(FileId, Arc<FileSource>)>,
+    file: Option<(FileId, Arc<dyn ReadAt>)>,
     /// What it is about, should it panic.
     reading: Option<(FileId, u64)>,
 }
@@ -69,7 +69,7 @@ impl<'s> Worker<'s> {
         let place = Read { file: self.open(file, common)?, path: common.path(file), start_byte, len_bytes };
         match way {
             Way::Plain if is_fresh => self.fresh(&place, target, placing, common)?,
-            Way::Plain => place.file.read(place.path, start_byte, target, len_bytes as usize)?,
+            Way::Plain => place.file.read_by(place.path, start_byte, target, len_bytes as usize)?,
             Way::Elements(change) => self.staging.elements(&place, change, target, placing)?,
             Way::Parts(parts) => self.staging.parts(&place, parts, target)?,
             Way::Gather(gathers) => {
@@ -95,15 +95,16 @@ impl<'s> Worker<'s> {
         placing: Option<&Placing>,
         common: &Common<'_>,
     ) -> Result<()> {
-        let in_place =
-            |target: &mut [u8]| read.file.read(read.path, read.start_byte, target, read.len_bytes as usize);
+        let in_place = |target: &mut [u8]| {
+            read.file.read_by(read.path, read.start_byte, target, read.len_bytes as usize)
+        };
         let (began, way) = (Instant::now(), common.chooser.next());
         match (way, placing) {
             (Touch::Small, Some(placing)) => self.staging.plain(read, target, placing, common)?,
             (Touch::Small, None) => in_place(target)?,
             (Touch::Huge, placing) => {
                 let left = placing.map_or(Ok(()), |it| it.leave(target));
-                left.map_err(|error| Error::io(&read.file.stamp().path, "take fresh memory", error))?;
+                left.map_err(|error| Error::io(read.file.path(), "take fresh memory", error))?;
                 advise_huge(target);
                 in_place(target)?;
             }
@@ -113,7 +114,7 @@ impl<'s> Worker<'s> {
     }
 
     /// A file, kept until another is asked for.
-    fn open(&mut self, file: FileId, common: &Common<'_>) -> Result<Arc<FileSource>> {
+    fn open(&mut self, file: FileId, common: &Common<'_>) -> Result<Arc<dyn ReadAt>> {
         if let Some((open, source)) = &self.file
             && *open == file
         {
@@ -133,7 +134,7 @@ impl Common<'_> {
 
 /// Bytes of a file, and how to read them.
 struct Read {
-    file: Arc<FileSource>,
+    file: Arc<dyn ReadAt>,
     path: IoPath,
     start_byte: u64,
     len_bytes: u64,
@@ -142,7 +143,7 @@ struct Read {
 impl Read {
     /// Bytes of a staging buffer before those that were asked for.
     fn lead_bytes(&self) -> u64 {
-        if self.path.is_past_cache() { self.start_byte % PAGE_BYTES } else { 0 }
+        lead_bytes(self.path, self.start_byte)
     }
 }
 
@@ -163,7 +164,7 @@ impl Staging<'_> {
             common.io.progress.check(common.io.path)?;
             let len_bytes = left_bytes.min(target.len());
             let source = self.source.get_mut(..target.len()).ok_or_else(too_small)?;
-            read.file.read(read.path, start_byte, source, len_bytes)?;
+            read.file.read_by(read.path, start_byte, source, len_bytes)?;
             source[len_bytes..].fill(0);
             place(placing, target, source, read)?;
             left_bytes -= len_bytes;
@@ -222,7 +223,7 @@ impl Staging<'_> {
     /// A box of elements, brought into order.
     fn gather(
         &mut self,
-        file: &Arc<FileSource>,
+        file: &Arc<dyn ReadAt>,
         gather: &Gather,
         target: &mut [u8],
         common: &Common<'_>,
@@ -230,8 +231,11 @@ impl Staging<'_> {
         let Gather { block, change, .. } = gather;
         let path = common.path(gather.file);
         let chunk_bytes = change.target_bytes(common.chunk_bytes);
-        for mut part in block.clone().split(Side::Source, block.read_limit(chunk_bytes, path.is_past_cache()))
-        {
+        let limit_bytes = match file.is_in_order() {
+            true => chunk_bytes,
+            false => block.read_limit(chunk_bytes, path.is_past_cache()),
+        };
+        for mut part in block.clone().split(Side::Source, limit_bytes) {
             common.io.progress.check(common.io.path)?;
             let read = Read {
                 file: Arc::clone(file),
@@ -271,9 +275,8 @@ fn convert(change: &Change, source: &[u8], target: &mut [u8]) {
 
 fn place(placing: &Placing, target: &mut [u8], source: &[u8], read: &Read) -> Result<()> {
     let placed = placing.place(target, source);
-    placed.map_err(|error| {
-        Error::io_at(&read.file.stamp().path, "put in place what was read", read.start_byte, error)
-    })
+    placed
+        .map_err(|error| Error::io_at(read.file.path(), "put in place what was read", read.start_byte, error))
 }
 
 /// A plan that contradicts itself.

@@ -140,19 +140,24 @@ fn open_tensors(
                 .corrupt()
                 .in_file(&file_path));
         };
-        let (file, first_storage) = (FileId(folder.files.len() as u32), folder.storages.len() as u32);
+        let (first_file, first_storage) = (folder.files.len() as u32, folder.storages.len() as u32);
         if let Backing::Storage(storage) = &mut tensor.backing {
             *storage = StorageId(first_storage + storage.0);
         }
         tensor.name = name;
         folder.tensors.push(tensor);
-        folder.storages.extend(one.storages.into_iter().map(|it| Storage { file, ..it }));
+        // Behind the file stand the records that are packed in it.
+        let in_folder = |it: Storage| Storage { file: FileId(first_file + it.file.0), ..it };
+        folder.storages.extend(one.storages.into_iter().map(in_folder));
         folder.warnings.extend(one.warnings.into_iter().map(|it| match it {
-            Warning::MetaTensor(_) => Warning::MetaTensor(folder.tensors[file.0 as usize].name.clone()),
+            Warning::MetaTensor(_) => {
+                let tensor = folder.tensors.last();
+                Warning::MetaTensor(tensor.map(|it| it.name.clone()).unwrap_or_default())
+            }
             other => other,
         }));
+        files.push_with_packed(source, &one.files)?;
         folder.files.extend(one.files);
-        files.push(source);
     }
     folder.validate()?;
     Ok((folder, files))

@@ -4,13 +4,14 @@ use super::{
     OpenOptions,
     pickle::{self, Arena, Meaning, Value},
     rebuild::{Rebuild, StorageRef, unsigned},
+    record::{self, read},
     tree::{self, MAX_WARNINGS},
     zip::{Archive, Entry, Records, show},
 };
 use crate::{
     checkpoint::{Checkpoint, Format, Warning},
     dtype::DType,
-    error::{Error, Fault, Result},
+    error::{Fault, Result},
     source::ReadAt,
     stamp::FileStamp,
     tensor::{FileId, Storage, StorageId},
@@ -54,7 +55,7 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
     warnings.extend(pickle.arena.merge_duplicate_keys(MAX_WARNINGS).into_iter().map(Warning::DuplicateKey));
     warnings.extend(unknown_symbols(&pickle.arena));
 
-    let (storages, refs) = storages(&pickle.arena, &records, root, swapped)?;
+    let Storages { storages, refs, files } = storages(&pickle.arena, &records, root, stamp, swapped)?;
     // What comes next takes as much again.
     drop(records);
     drop(archive);
@@ -65,8 +66,8 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
     tensors.shrink_to_fit();
     Ok(Checkpoint {
         format: Format::Pth,
-        path: stamp.path.clone(),
-        files: vec![stamp],
+        path: files[0].path.clone(),
+        files,
         storages,
         extents: Vec::new(),
         tensors,
@@ -154,31 +155,23 @@ fn is_big_endian(source: &dyn ReadAt, records: &Records<'_>, root: &[u8]) -> Res
     }
 }
 
-/// A small record's content.
-fn read(source: &dyn ReadAt, entry: &Entry, name: &str, max_bytes: u64) -> Result<Vec<u8>> {
-    if !entry.is_stored() {
-        return Err(deflated(name));
-    }
-    if entry.len_bytes > max_bytes {
-        let expected = format!("a record `{name}` of at most {max_bytes} bytes");
-        return Err(Fault::new(expected, format!("{} bytes", entry.len_bytes)).unsupported());
-    }
-    source.read_range(entry.start_byte..entry.start_byte + entry.len_bytes)
+/// Every storage that the pickle names, each once.
+struct Storages {
+    storages: Vec<Storage>,
+    /// By persistent id, which one it is.
+    refs: Vec<StorageRef>,
+    /// The archive, and behind it the records in it that are deflated.
+    files: Vec<FileStamp>,
 }
 
-fn deflated(name: &str) -> Error {
-    Fault::new("stored records, as torch.save writes them", format!("record `{name}` deflated"))
-        .hint("unzip the file and zip it again without compression (`zip -0`), or save it again with torch.save")
-        .unsupported()
-}
-
-/// Every storage that the pickle names, each once, and by persistent id which one it is.
 fn storages(
     arena: &Arena<'_>,
     records: &Records<'_>,
     root: &[u8],
+    archive: FileStamp,
     swapped: bool,
-) -> Result<(Vec<Storage>, Vec<StorageRef>)> {
+) -> Result<Storages> {
+    let mut files = vec![archive];
     let mut storages: Vec<Storage> = Vec::with_capacity(arena.persistent.len().min(records.len()));
     // By position of the record: one lookup finds both.
     let mut ids: Vec<Option<StorageId>> = vec![None; records.len()];
@@ -197,12 +190,17 @@ fn storages(
             return Err(in_record(Fault::new("the storage's bytes", "no such record")));
         };
         next_position = position + 1;
-        if !entry.is_stored() {
-            return Err(deflated(&show(&name)));
-        }
         let len_bytes = entry.len_bytes;
         let storage = *ids[position].get_or_insert_with(|| {
-            storages.push(Storage { file: FileId(0), start_byte: entry.start_byte, len_bytes, swapped });
+            let (file, start_byte) = match entry.is_stored() {
+                true => (FileId(0), entry.start_byte),
+                // Its bytes are those of a file of its own.
+                false => {
+                    files.push(record::stamp(&files[0], entry, &name));
+                    (FileId(files.len() as u32 - 1), 0)
+                }
+            };
+            storages.push(Storage { file, start_byte, len_bytes, swapped });
             StorageId(storages.len() as u32 - 1)
         });
         let elem_bytes = meaning.map_or(1, |dtype| dtype.size_bytes());
@@ -212,7 +210,8 @@ fn storages(
         }
         refs.push(StorageRef { id: storage, dtype: meaning });
     }
-    Ok((storages, refs))
+    files.shrink_to_fit();
+    Ok(Storages { storages, refs, files })
 }
 
 /// Takes ('storage', class, key, location, number of elements) apart; the location is where the storage was once.
@@ -253,5 +252,7 @@ fn unknown_symbols(arena: &Arena<'_>) -> Option<Warning> {
     (!names.is_empty()).then_some(Warning::UnknownSymbols(names))
 }
 
+#[cfg(test)]
+mod deflated;
 #[cfg(test)]
 mod tests;

@@ -281,7 +281,8 @@ mod tests {
 
     fn parse_bytes(bytes: Vec<u8>) -> Result<Checkpoint> {
         let len_bytes = bytes.len() as u64;
-        let stamp = FileStamp { path: PathBuf::from("x"), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
+        let stamp =
+            FileStamp { path: PathBuf::from("x"), dev: 0, ino: 0, len_bytes, mtime_ns: 0, packed: None };
         parse(&MemorySource::new("x", bytes), stamp, &OpenOptions::default())
     }
 

@@ -8,6 +8,7 @@ use super::Limits;
 use crate::{
     error::{Error, Fault, Result},
     source::ReadAt,
+    stamp::Encoding,
 };
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
@@ -40,7 +41,7 @@ pub(super) struct Entry {
     /// 0: not computed.
     pub(super) crc32: u32,
     /// Bytes in the file.
-    packed_bytes: u64,
+    pub(super) packed_bytes: u64,
     /// Bytes after inflating.
     pub(super) len_bytes: u64,
     /// Where the local header starts.
@@ -248,6 +249,10 @@ fn check_entry(entry: &Entry, name: &[u8]) -> Result<()> {
         STORED if entry.packed_bytes != entry.len_bytes => {
             let found = format!("{} in {} bytes", entry.len_bytes, entry.packed_bytes);
             Err(Fault::new(format!("{} stored as it is", record()), found).corrupt())
+        }
+        DEFLATED if entry.len_bytes > Encoding::Deflate.max_unpacked_bytes(entry.packed_bytes) => {
+            let found = format!("{} in {} bytes", entry.len_bytes, entry.packed_bytes);
+            Err(Fault::new(format!("{} no longer than inflating can make it", record()), found).corrupt())
         }
         STORED | DEFLATED => Ok(()),
         method => Err(Fault::new("a stored record", format!("{}, compressed by method {method}", record()))

@@ -13,3 +13,10 @@ pub const PROCESS_BYTES: u64 = 1 << 20;
 pub fn staging_bytes(len_bytes: u64) -> u64 {
     len_bytes.next_multiple_of(PAGE_BYTES) + 2 * PAGE_BYTES
 }
+
+/// What is read of a packed record at a time.
+pub const PACKED_CHUNK_BYTES: u64 = 64 << 10;
+
+/// What each thread takes while it unpacks a record: that much of it in a buffer, and the decoder with what it looks back
+/// on, 32 KiB and tables.
+pub const UNPACKING_BYTES: u64 = 128 << 10;

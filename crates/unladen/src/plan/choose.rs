@@ -15,7 +15,7 @@ use crate::{
     io_path::IoPath,
     memory::{Peaks, Space},
     stamp::fingerprint,
-    tensor::TensorId,
+    tensor::{FileId, TensorId},
 };
 
 /// More than any machine addresses, and far enough below 2⁶⁴ that no sum of a plan overflows.
@@ -50,7 +50,7 @@ pub(super) fn plan_into_caller_memory(
 struct Request<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a PlanOptions,
-    machine: &'a Machine,
+    machine: Machine,
     items: Vec<Item>,
     fingerprint: u64,
 }
@@ -64,6 +64,7 @@ impl<'a> Request<'a> {
         let items = items(checkpoint, &options.casts)?;
         let needed_bytes = items.iter().map(Item::len_bytes).fold(0, u64::saturating_add);
         let fingerprint = fingerprint(checkpoint.files.iter());
+        let machine = Machine { io: paths_of(checkpoint, &machine.io), ..machine.clone() };
         let request = Request { checkpoint, options, machine, items, fingerprint };
         if needed_bytes > MAX_PLAN_BYTES {
             let what = options.strategy.map_or("any strategy", Strategy::name);
@@ -81,7 +82,13 @@ impl<'a> Request<'a> {
     /// The plan with the least work among those that fit; if there is none, the error of the way that comes nearest.
     fn fastest(&self) -> Result<LoadPlan> {
         // A file that shrinks while it is mapped kills the process: nobody's choice but the caller's.
-        let suits = |it: &Strategy| !it.maps_files() || self.options.intent == Intent::ReadOnly;
+        let may_map = self.options.intent == Intent::ReadOnly;
+        // What is packed cannot be mapped: to copy the rest from a mapping is `stream` with more work.
+        let is_packed = self.checkpoint.n_packed() > 0;
+        let suits = |it: &Strategy| match it {
+            Strategy::MmapCopy => may_map && !is_packed,
+            _ => may_map || !it.maps_files(),
+        };
         let mut best: Option<LoadPlan> = None;
         let mut nearest: Option<Error> = None;
         for strategy in Strategy::all().filter(suits) {
@@ -115,7 +122,7 @@ impl<'a> Request<'a> {
             let generator = Generator {
                 checkpoint: self.checkpoint,
                 items: &self.items,
-                machine: self.machine,
+                machine: &self.machine,
                 ring,
                 populates,
             };
@@ -146,12 +153,12 @@ impl<'a> Request<'a> {
     /// Sizes of staging from the fastest to the leanest. They do not depend on the budget, so that the leanest tells the
     /// smallest budget.
     fn rings(&self) -> impl Iterator<Item = Ring> {
-        let is_direct = self.machine.io.contains(&IoPath::Direct);
+        let is_direct = self.paths().any(|it| it == IoPath::Direct);
         let suggested = self.machine.n_cores.clamp(1, MAX_THREADS);
         let suggested = if is_direct { suggested.max(MIN_DIRECT_THREADS) } else { suggested };
         let n_threads = self.options.n_threads.unwrap_or(suggested).clamp(1, MAX_ASKED_THREADS);
         let places_pages = self.machine.places_pages;
-        let is_cached = self.machine.io.iter().all(|it| it.is_mostly_cached());
+        let is_cached = self.paths().all(IoPath::is_mostly_cached);
         let wide = chunk_sizes(is_direct).map(move |chunk_bytes| Ring {
             n_threads,
             chunk_bytes,
@@ -167,9 +174,16 @@ impl<'a> Request<'a> {
         wide.chain(narrow)
     }
 
+    /// How what holds tensors comes: not an archive whose records are all packed.
+    fn paths(&self) -> impl Iterator<Item = IoPath> {
+        let files = self.checkpoint.storages.iter().map(|it| it.file.0 as usize);
+        files.map(|it| self.machine.io.get(it).copied().unwrap_or_default())
+    }
+
     /// True if mappings stay, and what could be mapped fits into memory by itself.
     fn may_populate(&self) -> bool {
-        let mapped_bytes = self.checkpoint.files.iter().map(|it| it.len_bytes).fold(0, u64::saturating_add);
+        let mapped = self.checkpoint.files.iter().filter(|it| it.packed.is_none());
+        let mapped_bytes = mapped.map(|it| it.len_bytes).fold(0, u64::saturating_add);
         self.options.intent == Intent::ReadOnly && mapped_bytes <= self.machine.free_host_bytes
     }
 
@@ -210,6 +224,15 @@ impl<'a> Request<'a> {
         let (what, tensor) = (plan.strategy.name(), self.largest());
         Err(over(self.checkpoint, Limit::DeviceBudget, what, tensor, needed_bytes, budget_bytes))
     }
+}
+
+/// How bytes will come from each file, if they may come like this: packed records have a way of their own.
+pub fn paths_of(checkpoint: &Checkpoint, io: &[IoPath]) -> Vec<IoPath> {
+    let path = |(index, path): (usize, &IoPath)| match checkpoint.is_packed(FileId(index as u32)) {
+        true => path.of_packed(),
+        false => *path,
+    };
+    io.iter().enumerate().map(path).collect()
 }
 
 /// Anonymous memory, and the page tables for it and for what is mapped: 8 bytes a page.

@@ -5,7 +5,7 @@
 //! pages can be put in place instead of being touched. In `rest` lies everything else, close together.
 
 use super::{
-    items::{Item, place_of, plain_run},
+    items::{Item, PlainRun, place_of, plain_run},
     steps::{Change, Gather, Part, Read, SlotId, Span, Way},
 };
 use crate::{
@@ -114,7 +114,10 @@ impl StateDict {
     ) -> Place {
         let Group { file, start_byte, end_byte, len_bytes, way } = group;
         let path = io.get(file.0 as usize).copied().unwrap_or_default();
-        let is_paged = len_bytes >= OWN_PAGES_BYTES && matches!(way, Way::Plain | Way::Elements(_));
+        // Records that are unpacked have no pages that could lie like theirs, and take their time for other things.
+        let is_in_order = is_in_order(checkpoint, file, &way);
+        let is_paged =
+            len_bytes >= OWN_PAGES_BYTES && matches!(way, Way::Plain | Way::Elements(_)) && !is_in_order;
         if !is_paged {
             // Like in the file, so that every tensor of a run is aligned, wherever the first of them starts.
             let in_line = if way == Way::Plain { start_byte % ALIGN_BYTES } else { 0 };
@@ -124,7 +127,8 @@ impl StateDict {
             // Past the page cache come whole pages only, which cannot land here.
             let way = if way == Way::Plain && path.is_past_cache() { Way::Elements(VERBATIM) } else { way };
             let target = Span { slot: rest, start_byte: place.start_byte, len_bytes };
-            self.reads.push(Read { file, start_byte, len_bytes: end_byte - start_byte, target, way });
+            let len_bytes = end_byte - start_byte;
+            self.reads.push(Read { file, start_byte, len_bytes, target, way, is_in_order });
             return place;
         }
         self.can_be_placed &= path != IoPath::Direct;
@@ -146,6 +150,7 @@ impl StateDict {
             len_bytes: last_byte - first_byte,
             target,
             way,
+            is_in_order,
         });
         Place { slot: pages, start_byte: page_byte + in_page }
     }
@@ -247,13 +252,20 @@ fn gather(checkpoint: &Checkpoint, item: &Item, target: Span) -> Result<Option<R
     // What arrives: reads may span more, for elements of others that lie between.
     let len_bytes = gathers.iter().map(|it| it.change.source_bytes(it.block.len_bytes())).sum();
     let first = gathers.first().map(|it| (it.file, it.start_byte));
-    Ok(first.map(|(file, start_byte)| Read {
-        file,
-        start_byte,
-        len_bytes,
-        target,
-        way: Way::Gather(gathers),
+    let way = Way::Gather(gathers);
+    Ok(first.map(|(file, start_byte)| {
+        let is_in_order = is_in_order(checkpoint, file, &way);
+        Read { file, start_byte, len_bytes, target, way, is_in_order }
     }))
+}
+
+/// True if the bytes that a read starts with come from a packed record, and no other bytes from elsewhere.
+fn is_in_order(checkpoint: &Checkpoint, file: FileId, way: &Way) -> bool {
+    let is_of_one_file = match way {
+        Way::Gather(gathers) => gathers.iter().all(|it| it.file == file),
+        Way::Plain | Way::Elements(_) | Way::Parts(_) => true,
+    };
+    is_of_one_file && checkpoint.is_packed(file)
 }
 
 /// The read that brings one item to a place of its own, which is as long as it.
@@ -270,5 +282,7 @@ pub(super) fn read_of(
     let path = io.get(run.file.0 as usize).copied().unwrap_or_default();
     let way =
         if run.change.is_nothing() && !path.is_past_cache() { Way::Plain } else { Way::Elements(run.change) };
-    Ok(Some(Read { file: run.file, start_byte: run.start_byte, len_bytes: run.len_bytes, target, way }))
+    let PlainRun { file, start_byte, len_bytes, .. } = run;
+    let is_in_order = checkpoint.is_packed(file);
+    Ok(Some(Read { file, start_byte, len_bytes, target, way, is_in_order }))
 }

@@ -4,7 +4,7 @@
 use super::steps::{Gather, Part, Read, Step, Way};
 use crate::{
     checkpoint::Checkpoint,
-    memory::{PROCESS_BYTES, STACK_BYTES},
+    memory::{PROCESS_BYTES, STACK_BYTES, UNPACKING_BYTES},
 };
 
 /// What a tensor takes in the state dict and on the way there, its name apart. Measured on files of 100,000 tensors: at most
@@ -17,8 +17,27 @@ pub(super) fn bookkeeping_bytes(checkpoint: &Checkpoint, steps: &[Step], n_threa
     let state = names + checkpoint.tensors.len() as u64 * BYTES_PER_TENSOR;
     let stacks = (n_threads.max(1) as u64 - 1).saturating_mul(STACK_BYTES);
     // What passed while the checkpoint was opened is free again when the plan is made.
-    let tables = checkpoint.metadata_bytes() + steps_bytes(steps) + state;
-    PROCESS_BYTES + checkpoint.opening_peak_bytes().max(tables) + stacks
+    let tables = checkpoint.metadata_bytes() + checkpoint.packed_list_bytes() + steps_bytes(steps) + state;
+    let unpacking = n_unpacking(checkpoint, steps).min(n_threads) as u64 * UNPACKING_BYTES;
+    PROCESS_BYTES + checkpoint.opening_peak_bytes().max(tables) + stacks + unpacking
+}
+
+/// How many packed records can be read at the same time, were there threads for all of them.
+fn n_unpacking(checkpoint: &Checkpoint, steps: &[Step]) -> usize {
+    if checkpoint.n_packed() == 0 {
+        return 0;
+    }
+    let unpacks = |read: &Read| match &read.way {
+        Way::Gather(gathers) => gathers.iter().any(|it| checkpoint.is_packed(it.file)),
+        Way::Plain | Way::Elements(_) | Way::Parts(_) => checkpoint.is_packed(read.file),
+    };
+    let of_step = |step: &Step| match step {
+        Step::Stream { reads, .. } => {
+            reads.chunk_by(Read::goes_with).filter(|run| run.iter().any(unpacks)).count()
+        }
+        _ => 0,
+    };
+    steps.iter().map(of_step).max().unwrap_or(0)
 }
 
 /// Bytes of the steps on the heap.

@@ -66,7 +66,12 @@ pub(super) fn room(reads: &[Read], ring: Ring, is_placed: bool) -> Room {
     let cast_bytes =
         reads.iter().map(|read| cast_bytes(read, used_bytes(read), is_placed)).max().unwrap_or(0);
     let is_all_staged = is_placed || reads.iter().all(|it| it.way != Way::Plain);
-    let n_pieces: u64 = reads.iter().map(|read| n_pieces(read, limit_bytes(read))).sum();
+    let n_pieces: u64 = { reads.chunk_by(Read::goes_with) }
+        .map(|run| match run {
+            [read, ..] if !read.is_in_order => n_pieces(read, limit_bytes(read)),
+            _ => 1,
+        })
+        .sum();
     let n_buffers = match used {
         0 => 0,
         // A thread without a buffer could not take what another needs one for.

@@ -65,6 +65,16 @@ pub struct Read {
     pub target: Span,
     /// How.
     pub way: Way,
+    /// The file is a packed record, which is unpacked from beginning to end: one thread takes this read and those of the
+    /// same file that follow it, and brings them one after the other.
+    pub is_in_order: bool,
+}
+
+impl Read {
+    /// True if whoever takes this read takes the next one too.
+    pub fn goes_with(&self, next: &Read) -> bool {
+        self.is_in_order && next.is_in_order && self.file == next.file
+    }
 }
 
 /// How the bytes of a [`Read`] get to their target.

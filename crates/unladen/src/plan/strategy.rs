@@ -203,8 +203,9 @@ impl Generator<'_> {
         let mut reads = Vec::new();
         for (index, item) in self.items.iter().enumerate().filter(|(_, item)| item.len_bytes() > 0) {
             let target = self.span(&model, index);
-            // What has to be brought into order, or takes two changes, goes through a staging buffer, in pieces.
-            let run = plain_run(self.checkpoint, item);
+            // What has to be brought into order, or takes two changes, goes through a staging buffer, in pieces. What is
+            // packed cannot be mapped.
+            let run = plain_run(self.checkpoint, item).filter(|it| !self.checkpoint.is_packed(it.file));
             let run = run.filter(|it| it.change.from == it.change.to || it.change.resolve.is_nothing());
             let Some(run) = run else {
                 reads.extend(read_of(self.checkpoint, item, &self.machine.io, target)?);
@@ -313,7 +314,7 @@ impl Generator<'_> {
         Ok((state.places, slots.to_vec()))
     }
 
-    /// Maps every file that holds bytes of a tensor.
+    /// Maps every file that holds bytes of a tensor as they are.
     fn map_files<'i>(
         &self,
         steps: &mut Steps,
@@ -323,6 +324,9 @@ impl Generator<'_> {
         for item in items.into_iter().filter(|item| item.len_bytes() > 0) {
             for piece in self.checkpoint.pieces(item.tensor) {
                 let (file, _) = place_of(self.checkpoint, &piece);
+                if self.checkpoint.is_packed(file) {
+                    continue;
+                }
                 maps.entry(file).or_insert_with(|| {
                     let slot = steps.slot();
                     let len_bytes = self.checkpoint.file(file).len_bytes;
@@ -355,12 +359,14 @@ fn hand_over(steps: &mut Steps, items: &[Item], places: &[Place]) {
     }
 }
 
-/// A mapping hands out bytes as they are, where they are: nothing to change, in one piece, aligned for the type.
+/// A mapping hands out bytes as they are, where they are: nothing to unpack or to change, in one piece, aligned for the
+/// type.
 fn can_be_a_view(checkpoint: &Checkpoint, item: &Item) -> bool {
     let tensor = checkpoint.tensor(item.tensor);
     let Backing::Storage(storage) = tensor.backing else { return false };
     let storage = &checkpoint.storages[storage.0 as usize];
     tensor.layout.n_elems() > 0
+        && !checkpoint.is_packed(storage.file)
         && tensor.layout.dtype() == item.layout.dtype()
         && tensor.layout.resolve(storage.swapped).is_nothing()
         && storage.start_byte.is_multiple_of(tensor.layout.dtype().size_bytes())

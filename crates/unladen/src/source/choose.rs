@@ -7,19 +7,29 @@ use crate::io_path::IoPath;
 /// what a plan needs depend on what it is allowed.
 const MAX_ADDED_BYTES: u64 = 512 << 10;
 
-/// How each file is best read, by position: what is in the page cache from there, the rest past it.
+/// How each file is best read, by position: what is in the page cache from there, the rest past it. Records that are packed
+/// in a file follow it.
 pub fn io_paths(files: &FileSet) -> Vec<IoPath> {
     let mut allowed_bytes = MAX_ADDED_BYTES;
-    let total_bytes: u64 = files.stamps().iter().map(|it| it.len_bytes).sum();
-    if total_bytes <= allowed_bytes {
+    if total_bytes(files) <= allowed_bytes {
         return vec![IoPath::Buffered; files.len()];
     }
-    let choose = |index| {
-        // A file that cannot be opened any more is an error of the run, which says so better.
-        let Ok(file) = files.get(index) else { return IoPath::Buffered };
-        choose(&file, &mut allowed_bytes)
-    };
-    (0..files.len()).map(choose).collect()
+    let mut paths: Vec<IoPath> = Vec::with_capacity(files.len());
+    for index in 0..files.len() {
+        let path = match paths.get(files.position_of_file(index)) {
+            Some(of_file) => of_file.of_packed(),
+            // A file that cannot be opened any more is an error of the run, which says so better.
+            None => files.file(index).map_or(IoPath::Buffered, |file| choose(&file, &mut allowed_bytes)),
+        };
+        paths.push(path);
+    }
+    paths
+}
+
+/// Length of all files; what is packed in them does not count again.
+fn total_bytes(files: &FileSet) -> u64 {
+    let stamps = (0..files.len()).filter_map(|it| files.stamp(it));
+    stamps.filter(|it| it.packed.is_none()).map(|it| it.len_bytes).sum()
 }
 
 fn choose(file: &FileSource, allowed_bytes: &mut u64) -> IoPath {

@@ -92,7 +92,8 @@ fn stamp(file: &File, path: &Path) -> Result<FileStamp> {
             .in_file(path));
     }
     let mtime_ns = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
-    Ok(FileStamp { path: path.to_owned(), dev: meta.dev(), ino: meta.ino(), len_bytes: meta.len(), mtime_ns })
+    let (dev, ino, len_bytes) = (meta.dev(), meta.ino(), meta.len());
+    Ok(FileStamp { path: path.to_owned(), dev, ino, len_bytes, mtime_ns, packed: None })
 }
 
 pub(super) fn same(before: &FileStamp, now: &FileStamp) -> Result<()> {

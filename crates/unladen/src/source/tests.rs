@@ -1,6 +1,6 @@
 //! Every way to read against every fault that a system call can have, and against the plain bytes.
 
-use super::{FileSet, FileSource, RawRead, ReadAt};
+use super::{FileSet, FileSource, RawRead};
 use crate::{
     error::Error,
     io_path::IoPath,

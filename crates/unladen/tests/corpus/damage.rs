@@ -32,7 +32,7 @@ fn good_samples() -> Vec<(PathBuf, Vec<u8>)> {
 
 fn parse_bytes(path: &Path, bytes: Vec<u8>) -> Result<Checkpoint, Error> {
     let len_bytes = bytes.len() as u64;
-    let stamp = FileStamp { path: path.to_owned(), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
+    let stamp = FileStamp { path: path.to_owned(), dev: 0, ino: 0, len_bytes, mtime_ns: 0, packed: None };
     parse(&MemorySource::new(path, bytes), stamp, &OpenOptions::default())
 }
 

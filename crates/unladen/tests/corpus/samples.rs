@@ -214,7 +214,10 @@ fn the_zip_crate_finds_the_same_payloads() {
             let record = format!("{root}/data/{}", key["storage"].as_str().unwrap());
             let record = oracle.by_name(&record).unwrap();
             let storage = &checkpoint.storages[storage.0 as usize];
-            assert_eq!((Some(storage.start_byte), storage.len_bytes), (record.data_start(), record.size()));
+            let packed = checkpoint.file(storage.file).packed.as_ref();
+            let start_byte = packed.map_or(storage.start_byte, |it| it.start_byte);
+            assert_eq!((Some(start_byte), storage.len_bytes), (record.data_start(), record.size()));
+            assert_eq!(packed.map(|it| it.len_bytes), packed.map(|_| record.compressed_size()));
             n_compared += 1;
         }
     }

@@ -1,15 +1,18 @@
-//! Random checkpoints over real files: several of them, with gaps of any size, and tensors that view them in every way.
+//! Random checkpoints over real files: several of them, with gaps of any size, some deflated, and tensors that view them in
+//! every way.
 
 use crate::{
     RawRead,
     faulty::{Before, Fault, Faulty},
     random::Rng,
 };
+use flate2::{Compress, Compression, FlushCompress};
 use std::{path::PathBuf, sync::Arc};
 use tempfile::TempDir;
 use unladen::{
     Checkpoint, DType, Format, OpenCheckpoint,
     source::{FileSet, FileSource},
+    stamp::{Encoding, Packed},
     tensor::{Backing, Dims, Extent, FileId, Layout, Storage, StorageId, Tensor},
 };
 
@@ -18,6 +21,8 @@ pub(crate) struct Case {
     folder: TempDir,
     pub(crate) paths: Vec<PathBuf>,
     pub(crate) bytes: Vec<Vec<u8>>,
+    /// For each file, where its bytes stand in it deflated, and how many they are then; `None`: it holds them as they are.
+    packed: Vec<Option<(u64, u64)>>,
     pub(crate) storages: Vec<Storage>,
     pub(crate) extents: Vec<Extent>,
     pub(crate) tensors: Vec<Tensor>,
@@ -30,7 +35,31 @@ impl Case {
         let paths: Vec<PathBuf> =
             (0..bytes.len()).map(|it| folder.path().join(format!("{it}.bin"))).collect();
         paths.iter().zip(&bytes).for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
-        Case { folder, paths, bytes, storages: Vec::new(), extents: Vec::new(), tensors: Vec::new() }
+        let packed = vec![None; bytes.len()];
+        Case { folder, paths, bytes, packed, storages: Vec::new(), extents: Vec::new(), tensors: Vec::new() }
+    }
+
+    /// Deflates what a file holds, between other bytes, unless its tensors cannot be read from that.
+    fn pack(&mut self, rng: &mut Rng, file: usize) {
+        let bytes = &self.bytes[file];
+        // What does not shrink grows.
+        let mut deflated = vec![0; 2 * bytes.len() + 1000];
+        let mut deflate = Compress::new(Compression::fast(), false);
+        deflate.compress(bytes, &mut deflated, FlushCompress::Finish).unwrap();
+        deflated.truncate(deflate.total_out() as usize);
+        let before = rng.below(9000) as usize;
+        let container = [&rng.bytes(before)[..], &deflated, &rng.bytes(50)].concat();
+        std::fs::write(&self.paths[file], container).unwrap();
+        self.packed[file] = Some((before as u64, deflated.len() as u64));
+        if self.opened(Fault::Short(usize::MAX), Arc::new(|_, _, _| {})).0.validate().is_err() {
+            std::fs::write(&self.paths[file], &self.bytes[file]).unwrap();
+            self.packed[file] = None;
+        }
+    }
+
+    /// Number of files and of what is packed in them.
+    pub(crate) fn n_files(&self) -> usize {
+        self.paths.len() + self.packed.iter().flatten().count()
     }
 
     /// One file with one tensor of bytes that fills it.
@@ -56,24 +85,46 @@ impl Case {
 
     /// Opens the files, each behind the same fault.
     pub(crate) fn open_with(&self, fault: Fault, before: Before) -> OpenCheckpoint {
+        let (checkpoint, files) = self.opened(fault, before);
+        checkpoint.validate().unwrap();
+        OpenCheckpoint::new(checkpoint, files)
+    }
+
+    fn opened(&self, fault: Fault, before: Before) -> (Checkpoint, FileSet) {
         let mut files = FileSet::default();
-        for path in &self.paths {
+        // Where what a file holds is found: in itself, or in the record behind it.
+        let mut ids = Vec::new();
+        for ((path, bytes), packed) in self.paths.iter().zip(&self.bytes).zip(&self.packed) {
             let wrap = |inner: Box<dyn RawRead>| -> Box<dyn RawRead> {
                 Box::new(Faulty::new(inner, fault, Arc::clone(&before)))
             };
-            files.push(FileSource::open(path).unwrap().with_raw(wrap));
+            let source = FileSource::open(path).unwrap().with_raw(wrap);
+            let stamp = source.stamp().clone();
+            files.push(source);
+            if let &Some((start_byte, len_bytes)) = packed {
+                let packed = Packed {
+                    name: "deflated".into(),
+                    encoding: Encoding::Deflate,
+                    start_byte,
+                    len_bytes,
+                    file_len_bytes: stamp.len_bytes,
+                    crc32: Some(crc32fast::hash(bytes)),
+                };
+                files.push_packed(stamp.of_packed(bytes.len() as u64, packed)).unwrap();
+            }
+            ids.push(FileId(files.len() as u32 - 1));
         }
+        let storages = self.storages.iter().map(|it| Storage { file: ids[it.file.0 as usize], ..it.clone() });
         let checkpoint = Checkpoint {
             format: Format::Folder,
             path: self.folder.path().to_owned(),
             files: files.stamps(),
-            storages: self.storages.clone(),
+            storages: storages.collect(),
             extents: self.extents.clone(),
             tensors: self.tensors.clone(),
             warnings: Vec::new(),
         };
-        checkpoint.validate().unwrap();
-        OpenCheckpoint::new(checkpoint, files)
+        (checkpoint, files)
     }
 }
 
@@ -120,6 +171,11 @@ pub(crate) fn random(seed: u64) -> Case {
     if rng.one_in(4) {
         let layout = Layout::contiguous(DType::F32, &[1 << 40]).unwrap();
         case.tensors.insert(0, Tensor { name: "meta".to_owned(), layout, backing: Backing::Meta });
+    }
+    for file in 0..n_files as usize {
+        if rng.one_in(5) {
+            case.pack(&mut rng, file);
+        }
     }
     case
 }

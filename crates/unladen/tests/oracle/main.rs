@@ -114,7 +114,7 @@ fn rules(rng: &mut Rng, case: &Case) -> Rules {
 /// Everything about a load but its way and its budget.
 fn circumstances(rng: &mut Rng, case: &Case, rules: &Rules) -> (PlanOptions, Machine) {
     let paths: Vec<_> = IoPath::all().collect();
-    let n_files = case.paths.len();
+    let n_files = case.n_files();
     let io = match rng.one_in(2) {
         true => vec![rng.pick(&paths); n_files],
         false => (0..n_files).map(|_| rng.pick(&paths)).collect(),

@@ -1,7 +1,7 @@
 //! Archives around pickles by hand: names, ties, modules, and what must be refused.
 
 use super::*;
-use crate::{dtype::DType, source::MemorySource, tensor::Backing};
+use crate::{dtype::DType, error::Error, source::MemorySource, tensor::Backing};
 use std::{
     io::{Cursor, Write as _},
     path::PathBuf,
@@ -31,7 +31,8 @@ fn archive(records: &[(&str, &[u8])]) -> Vec<u8> {
 fn open_records(records: &[(&str, &[u8])]) -> Result<Checkpoint> {
     let bytes = archive(records);
     let len_bytes = bytes.len() as u64;
-    let stamp = FileStamp { path: PathBuf::from("x.pt"), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
+    let stamp =
+        FileStamp { path: PathBuf::from("x.pt"), dev: 0, ino: 0, len_bytes, mtime_ns: 0, packed: None };
     parse(&MemorySource::new("x.pt", bytes), stamp, &OpenOptions::default())
 }
 
