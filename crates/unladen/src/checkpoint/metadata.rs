@@ -47,7 +47,9 @@ impl Checkpoint {
     pub fn opening_peak_bytes(&self) -> u64 {
         let held_bytes = self.metadata_bytes();
         let passing_bytes = match self.format {
-            Format::Pth => held_bytes.saturating_mul(3),
+            Format::Pth | Format::Legacy | Format::Tar | Format::Pickle | Format::TorchScript => {
+                held_bytes.saturating_mul(3)
+            }
             Format::Safetensors => held_bytes.saturating_mul(3) / 2,
             // Its files are opened one after the other.
             Format::Folder => held_bytes / 2,
