@@ -17,6 +17,13 @@ pub(super) struct Given {
     pub(super) left_out: HashMap<u32, String>,
 }
 
+impl Given {
+    /// Why an array is not listed.
+    pub(super) fn left_out(&self, call: u32) -> Option<&str> {
+        self.left_out.get(&call).map(String::as_str)
+    }
+}
+
 /// A tensor as it stands in the file.
 #[derive(Debug)]
 pub(super) struct GivenTensor {

@@ -6,7 +6,7 @@ use super::{
     given::{Given, GivenTensor},
     legacy,
     persistent::text,
-    pickle::{Arena, Meaning, Value, Wide},
+    pickle::{Arena, Call, Meaning, Value, Wide},
     rebuild::{StorageRef, unsigned},
     tree::MAX_WARNINGS,
 };
@@ -17,7 +17,7 @@ use crate::{
     source::ReadAt,
     tensor::{Dims, FileId, Layout, Storage, StorageId},
 };
-use foldhash::{HashMap, HashMapExt as _};
+use foldhash::{HashMap, HashMapExt as _, HashSet};
 use std::ops::Range;
 
 /// NumPy's names of element types.
@@ -58,18 +58,40 @@ struct Elements {
     swapped: bool,
 }
 
+/// What is to be found inside a pickle.
+#[derive(Clone, Copy)]
+pub(super) struct Inside<'s> {
+    /// The file in which the pickle stands as it is; `None` if it does not, so that nothing in it can be read in place.
+    pub(super) source: Option<&'s dyn ReadAt>,
+    /// Arrays are what the pickle is about. Beside tensors of PyTorch they are something else: states of random numbers,
+    /// losses.
+    pub(super) lists_arrays: bool,
+}
+
+impl<'s> Inside<'s> {
+    /// Tensors of PyTorch alone.
+    pub(super) fn of(source: &'s dyn ReadAt) -> Inside<'s> {
+        Inside { source: Some(source), lists_arrays: false }
+    }
+}
+
 /// Finds the tensors inside a pickle, adds their storages to `storages`, and says which call stands for which.
 ///
-/// `source` is the file in which the pickle stands as it is; `None` if it does not, so that nothing in it can be read in
-/// place. Fails if a string that stands for a storage does not hold one, or an array is not as long as its shape says.
+/// Fails if a string that stands for a storage does not hold one, or an array is not as long as its shape says.
 pub(super) fn find(
     arena: &Arena<'_>,
-    source: Option<&dyn ReadAt>,
+    inside: Inside<'_>,
     storages: &mut Vec<Storage>,
     limits: &Limits,
     warnings: &mut Vec<Warning>,
 ) -> Result<Given> {
+    let Inside { source, lists_arrays } = inside;
     let mut given = Given::default();
+    let of_tensor = |call: &Call| match *arena.run(call.args) {
+        [Value::Call(array), ..] if arena.meaning(call.function) == Meaning::FromNumpy => Some(array),
+        _ => None,
+    };
+    let tensors: HashSet<u32> = arena.calls.iter().filter_map(of_tensor).collect();
     // Several calls may share a string; it is read once.
     let mut by_start: HashMap<u64, StorageRef> = HashMap::new();
     for (number, call) in arena.calls.iter().enumerate() {
@@ -95,6 +117,10 @@ pub(super) fn find(
                 let parts =
                     if meaning == Meaning::NumpyArray { of_state(arena, call.state) } else { of_args(args) };
                 let Some(parts) = parts else { continue };
+                if !lists_arrays && !tensors.contains(&number) {
+                    given.left_out.insert(number, "an array of NumPy, no tensor".to_owned());
+                    continue;
+                }
                 match array(arena, source, &parts)? {
                     Ok((layout, storage)) => {
                         let storage = Some(add(storages, storage));
@@ -235,8 +261,8 @@ fn bytes(arena: &Arena<'_>, value: Value) -> Bytes {
             match (arena.meaning(call.function), arena.run(call.args)) {
                 (
                     Meaning::Encode | Meaning::ByteArray,
-                    &[string @ (Value::Str(_) | Value::Blob(_)), encoding],
-                ) => encoded(arena, string, encoding),
+                    &[Value::Str(_) | Value::Blob(_), Value::Str(_) | Value::Bytes(_)],
+                ) => Bytes::Latin1,
                 (Meaning::ByteArray, []) => Bytes::InFile(0..0),
                 // Not further: it could go on for ever.
                 (Meaning::ByteArray, &[inner @ (Value::Bytes(_) | Value::Blob(_))]) => bytes(arena, inner),
@@ -244,19 +270,6 @@ fn bytes(arena: &Arena<'_>, value: Value) -> Bytes {
             }
         }
         _ => Bytes::Nowhere,
-    }
-}
-
-/// Text that was encoded to bytes: letters of ASCII are the bytes.
-fn encoded(arena: &Arena<'_>, string: Value, encoding: Value) -> Bytes {
-    let is_latin_1 =
-        text(arena, encoding).is_some_and(|it| matches!(it, b"latin1" | b"latin-1" | b"iso-8859-1"));
-    match string {
-        _ if !is_latin_1 => Bytes::Nowhere,
-        Value::Str(text) if arena.bytes(text).is_ascii() => {
-            arena.place_in_file(text).map_or(Bytes::Nowhere, Bytes::InFile)
-        }
-        _ => Bytes::Latin1,
     }
 }
 

@@ -40,7 +40,8 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
         warnings.push(Warning::TrailingBytes { after, len_bytes: window.range.end - end_byte });
     }
     drop(window);
-    let given = inline::find(&pickle.arena, Some(source), &mut storages, limits, &mut warnings)?;
+    let given =
+        inline::find(&pickle.arena, inline::Inside::of(source), &mut storages, limits, &mut warnings)?;
     assemble::checkpoint(
         Format::Legacy,
         stamp,

@@ -8,7 +8,7 @@ mod operands;
 mod skim;
 mod symbol;
 
-pub(super) use arena::{Arena, Run, Value, Wide};
+pub(super) use arena::{Arena, Call, Run, Value, Wide};
 pub(super) use skim::{Skeleton, skim};
 pub(super) use symbol::Meaning;
 

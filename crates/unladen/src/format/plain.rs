@@ -48,7 +48,8 @@ fn parse_pickle(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) ->
         warnings.push(Warning::TrailingBytes { after: "the end of the pickle", len_bytes });
     }
     let mut storages = Vec::new();
-    let given = inline::find(&pickle.arena, Some(source), &mut storages, limits, &mut warnings)?;
+    let inside = inline::Inside { source: Some(source), lists_arrays: true };
+    let given = inline::find(&pickle.arena, inside, &mut storages, limits, &mut warnings)?;
     let parts = assemble::Parts { storages, refs: Vec::new(), given };
     assemble::checkpoint(Format::Pickle, stamp, pickle, parts, warnings, limits)
 }

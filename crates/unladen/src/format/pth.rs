@@ -54,7 +54,8 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
     warnings.extend(unknown_symbols(&pickle.arena));
 
     let (mut storages, refs) = storages(&pickle.arena, &records, &[root, b"data/"].concat(), swapped)?;
-    let given = inline::find(&pickle.arena, Some(source), &mut storages, limits, &mut warnings)?;
+    let given =
+        inline::find(&pickle.arena, inline::Inside::of(source), &mut storages, limits, &mut warnings)?;
     let constants = torchscript::constants(source, &records, root, swapped, limits, &mut warnings)?;
     // What comes next takes as much again.
     drop(records);

@@ -62,7 +62,7 @@ pub(super) fn constants(
     }
     let pickle = pickle::read(&bytes, entry.start_byte, limits)?;
     let (mut storages, refs) = storages(&pickle.arena, records, &[root, b"constants/"].concat(), swapped)?;
-    let given = inline::find(&pickle.arena, Some(source), &mut storages, limits, warnings)?;
+    let given = inline::find(&pickle.arena, inline::Inside::of(source), &mut storages, limits, warnings)?;
     let rebuild = Rebuild { arena: &pickle.arena, storages: &storages, refs: &refs, given: &given };
     let mut tensors = tree::tensors(&rebuild, pickle.root, limits, warnings)?;
     for tensor in &mut tensors {

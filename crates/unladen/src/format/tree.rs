@@ -228,7 +228,7 @@ impl<'a> Walk<'a> {
                         Children::Parts(parts)
                     }
                     Rebuilt::Other => {
-                        if let Some(reason) = self.rebuild.given.left_out.get(&call) {
+                        if let Some(reason) = self.rebuild.given.left_out(call) {
                             self.warn(Warning::LeftOut(format!("array `{}`: {reason}", self.path)));
                         }
                         match self.module(call, &parts)? {
