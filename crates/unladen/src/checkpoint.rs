@@ -21,11 +21,25 @@ pub enum Format {
     Safetensors,
     /// A folder with one `.pt` file per tensor.
     Folder,
+    /// Pickles and raw storages one behind the other, as `torch.save` wrote them before PyTorch 1.6.
+    Legacy,
+    /// A tar archive of PyTorch 0.1.1 to 0.1.9.
+    Tar,
+    /// One pickle with the tensors inside, as `pickle.dump` writes it.
+    Pickle,
+    /// A zip archive with a program, as `torch.jit.save` writes it; the program is never run.
+    TorchScript,
 }
 
 impl Format {
     /// Every format.
     pub fn all() -> impl Iterator<Item = Format> {
+        let read_only = [Format::Legacy, Format::Tar, Format::Pickle, Format::TorchScript];
+        Format::written().chain(read_only)
+    }
+
+    /// Those that can be written.
+    pub fn written() -> impl Iterator<Item = Format> {
         [Format::Pth, Format::Safetensors, Format::Folder].into_iter()
     }
 
@@ -35,6 +49,10 @@ impl Format {
             Format::Pth => "pth",
             Format::Safetensors => "safetensors",
             Format::Folder => "folder",
+            Format::Legacy => "legacy",
+            Format::Tar => "tar",
+            Format::Pickle => "pickle",
+            Format::TorchScript => "torchscript",
         }
     }
 }

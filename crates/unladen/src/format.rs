@@ -1,16 +1,25 @@
 //! Headers become a [`Checkpoint`]: what kind of file it is, which tensors it holds and where their bytes are.
 //! Reads no tensor data and runs nothing that a file says.
 
+mod assemble;
 mod folder;
+mod given;
+mod inline;
+mod legacy;
 pub mod names;
 mod options;
+mod persistent;
 mod pickle;
+mod plain;
 mod pth;
 mod rebuild;
 mod record;
 mod safetensors;
 mod sniff;
+mod tar;
+mod torchscript;
 mod tree;
+mod window;
 mod zip;
 
 pub use options::{Limits, OpenOptions};
@@ -55,6 +64,9 @@ fn parse_any(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Re
     let checkpoint = match sniff::sniff(&head, options.limits.header_bytes)? {
         Container::Zip => pth::parse(source, stamp, options)?,
         Container::Safetensors => safetensors::parse(source, stamp, options)?,
+        Container::Legacy => legacy::parse(source, stamp, options)?,
+        Container::Tar => tar::parse(source, stamp, options)?,
+        Container::Pickle => plain::parse(source, stamp, options)?,
     };
     checkpoint.validate()?;
     Ok(checkpoint)

@@ -67,7 +67,9 @@ impl Checkpoint {
         let held_bytes = self.metadata_bytes();
         let passing_bytes = match self.format {
             // Nothing of a pickle becomes a file.
-            Format::Pth => (held_bytes - self.files_bytes()).saturating_mul(11) / 4,
+            Format::Pth | Format::Legacy | Format::Tar | Format::Pickle | Format::TorchScript => {
+                (held_bytes - self.files_bytes()).saturating_mul(11) / 4
+            }
             Format::Safetensors => held_bytes.saturating_mul(3) / 2,
             // Its files are opened one after the other.
             Format::Folder => held_bytes / 2,

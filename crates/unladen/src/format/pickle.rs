@@ -2,15 +2,21 @@
 
 mod arena;
 mod build;
+mod lines;
+mod memo;
+mod operands;
+mod skim;
 mod symbol;
 
-pub(super) use arena::{Arena, Run, Value, Wide};
+pub(super) use arena::{Arena, Call, Run, Value, Wide};
+pub(super) use skim::{Skeleton, skim};
 pub(super) use symbol::Meaning;
 
 use super::Limits;
 use crate::error::{Error, Fault, Result};
-use arena::Text;
 use foldhash::{HashMap, HashMapExt as _};
+use memo::Memo;
+use skim::Hole;
 
 /// Beyond this, positions of 32 bits would not do.
 const MAX_OBJECTS: usize = 1 << 29;
@@ -18,6 +24,17 @@ const MAX_OBJECTS: usize = 1 << 29;
 const MAX_STACK: usize = 8_000_000;
 /// The newest protocol.
 const MAX_PROTOCOL: u8 = 5;
+
+/// What a container writes as persistent ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PersistentIds {
+    /// None but storages, as tuples.
+    Storages,
+    /// Classes as well, with their source: such an id stands for the class.
+    StoragesAndClasses,
+    /// The same, and numbers for what stands elsewhere.
+    Numbers,
+}
 
 /// A pickle that was read to its end.
 #[derive(Debug)]
@@ -33,6 +50,25 @@ pub(super) struct Pickle<'a> {
 ///
 /// Fails on whatever Python would fail on, on persistent ids that are no tuples, and on opcodes that only code needs.
 pub(super) fn read<'a>(bytes: &'a [u8], start_byte: u64, limits: &Limits) -> Result<Pickle<'a>> {
+    read_around(bytes, &[], start_byte, PersistentIds::Storages, limits)
+}
+
+/// Reads a pickle that was taken out of its file, as [`read`] does.
+pub(super) fn read_skeleton<'a>(
+    skeleton: &'a Skeleton,
+    ids: PersistentIds,
+    limits: &Limits,
+) -> Result<Pickle<'a>> {
+    read_around(&skeleton.bytes, &skeleton.holes, skeleton.start_byte, ids, limits)
+}
+
+fn read_around<'a>(
+    bytes: &'a [u8],
+    holes: &'a [Hole],
+    start_byte: u64,
+    ids: PersistentIds,
+    limits: &Limits,
+) -> Result<Pickle<'a>> {
     if bytes.len() as u64 > limits.pickle_bytes.min(u32::MAX.into()) {
         let found = format!("{} bytes", bytes.len());
         let expected = format!("a pickle of at most {} bytes", limits.pickle_bytes);
@@ -40,6 +76,9 @@ pub(super) fn read<'a>(bytes: &'a [u8], start_byte: u64, limits: &Limits) -> Res
     }
     let arena = Arena {
         bytes,
+        start_byte,
+        holes,
+        decoded: Vec::new(),
         symbols: Vec::new(),
         pool: with_room(bytes, 7),
         lists: Vec::new(),
@@ -49,13 +88,14 @@ pub(super) fn read<'a>(bytes: &'a [u8], start_byte: u64, limits: &Limits) -> Res
     };
     let mut machine = Machine {
         arena,
-        start_byte,
+        ids,
+        next_hole: 0,
         max_objects: limits.n_objects.min(MAX_OBJECTS),
         at: 0,
         opcode_at: 0,
         stack: Vec::new(),
         marks: Vec::new(),
-        memo: Memo { dense: with_room(bytes, 12), sparse: HashMap::new() },
+        memo: Memo::new(with_room(bytes, 12)),
         known_symbols: HashMap::new(),
     };
     let root = machine.run()?;
@@ -74,7 +114,9 @@ const MAX_ROOM: usize = 1 << 21;
 
 struct Machine<'a> {
     arena: Arena<'a>,
-    start_byte: u64,
+    ids: PersistentIds,
+    /// The next string that is not here but in the file.
+    next_hole: usize,
     max_objects: usize,
     /// The next byte.
     at: usize,
@@ -85,33 +127,6 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: Memo,
     known_symbols: HashMap<(&'a [u8], &'a [u8]), u32>,
-}
-
-/// Values by number. Writers count up from 0; whatever else a file does costs no more than its own bytes.
-struct Memo {
-    dense: Vec<Value>,
-    sparse: HashMap<u32, Value>,
-}
-
-impl Memo {
-    fn put(&mut self, number: u32, value: Value) {
-        let n_dense = self.dense.len();
-        if let Some(place) = self.dense.get_mut(number as usize) {
-            *place = value;
-        } else if number as usize == n_dense && !self.sparse.contains_key(&number) {
-            self.dense.push(value);
-        } else {
-            self.sparse.insert(number, value);
-        }
-    }
-
-    fn get(&self, number: u32) -> Option<Value> {
-        self.dense.get(number as usize).or_else(|| self.sparse.get(&number)).copied()
-    }
-
-    fn len(&self) -> usize {
-        self.dense.len() + self.sparse.len()
-    }
 }
 
 impl<'a> Machine<'a> {
@@ -125,13 +140,13 @@ impl<'a> Machine<'a> {
                     let [protocol] = self.take::<1>()?;
                     if protocol > MAX_PROTOCOL {
                         let found = format!("protocol {protocol}");
-                        return Err(self.fault("a pickle protocol of 2 to 5", found).unsupported());
+                        return Err(self.fault("a pickle protocol of 0 to 5", found).unsupported());
                     }
                 }
                 // FRAME: the length is advice, but must not lie.
                 0x95 => {
                     let claimed_bytes = u64::from_le_bytes(self.take()?);
-                    if claimed_bytes > (self.arena.bytes.len() - self.at) as u64 {
+                    if claimed_bytes > self.left_bytes() {
                         return Err(self.cut_short(claimed_bytes));
                     }
                 }
@@ -178,6 +193,10 @@ impl<'a> Machine<'a> {
                 b'G' => {
                     let number = f64::from_be_bytes(self.take()?);
                     self.push(Value::Float(Wide(number)))?;
+                }
+                b'I' | b'L' | b'F' | b'S' | b'V' => {
+                    let value = self.line_of_value(opcode)?;
+                    self.push(value)?;
                 }
                 b'X' | b'T' | b'B' => {
                     let len = u32::from_le_bytes(self.take()?);
@@ -260,6 +279,14 @@ impl<'a> Machine<'a> {
                     self.memo.put(number, self.top()?);
                 }
                 0x94 => self.memo.put(self.memo.len() as u32, self.top()?),
+                b'p' => {
+                    let number = self.line_of_number()?;
+                    self.memo.put(number, self.top()?);
+                }
+                b'g' => {
+                    let number = self.line_of_number()?;
+                    self.recall(number)?;
+                }
                 b'h' => {
                     let [number] = self.take::<1>()?;
                     self.recall(number.into())?;
@@ -275,7 +302,10 @@ impl<'a> Machine<'a> {
                 }
                 0x93 => match (self.pop()?, self.pop()?) {
                     (Value::Str(name), Value::Str(module)) => {
-                        let (module, name) = (self.arena.bytes(module), self.arena.bytes(name));
+                        let [module, name] = [module, name].map(|it| self.arena.bytes_in_place(it));
+                        let (Some(module), Some(name)) = (module, name) else {
+                            return Err(self.fault("the name of a global", "an escaped one").unsupported());
+                        };
                         self.symbol(module, name)?;
                     }
                     other => return Err(self.fault("the name of a global", format!("{other:?}")).corrupt()),
@@ -294,6 +324,27 @@ impl<'a> Machine<'a> {
                     }
                     self.push(result)?;
                 }
+                // Instances of classes of Python 2: what is to be called, and with what, as above.
+                b'i' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    let mark = self.mark()?;
+                    self.tuple(mark)?;
+                    let args = self.pop()?;
+                    self.symbol(module, name)?;
+                    let class = self.pop()?;
+                    let result = self.call(class, args)?;
+                    self.push(result)?;
+                }
+                b'o' => {
+                    let mark = self.mark()?;
+                    if mark >= self.stack.len() {
+                        return Err(self.underflow());
+                    }
+                    self.tuple(mark + 1)?;
+                    let (args, class) = (self.pop()?, self.pop()?);
+                    let result = self.call(class, args)?;
+                    self.push(result)?;
+                }
                 b'b' => {
                     let state = self.pop()?;
                     let target = self.top()?;
@@ -301,15 +352,11 @@ impl<'a> Machine<'a> {
                 }
                 b'Q' => {
                     let id = self.pop()?;
-                    if !matches!(id, Value::Tuple(_)) {
-                        return Err(self
-                            .fault("a persistent id that is a tuple", format!("{id:?}"))
-                            .corrupt());
-                    }
-                    let storage = Value::Storage(self.arena.persistent.len() as u32);
-                    self.arena.persistent.push(id);
-                    self.check_objects()?;
-                    self.push(storage)?;
+                    self.persistent(id)?;
+                }
+                b'P' => {
+                    let id = self.line_of_value(opcode)?;
+                    self.persistent(id)?;
                 }
                 opcode => return Err(self.refuse(opcode)),
             }
@@ -317,7 +364,7 @@ impl<'a> Machine<'a> {
     }
 
     pub(super) fn fault(&self, expected: impl Into<String>, found: impl Into<String>) -> Fault {
-        Fault::new(expected, found).at(self.start_byte + self.opcode_at as u64)
+        Fault::new(expected, found).at(self.arena.byte_in_file(self.opcode_at))
     }
 
     #[cold]
@@ -326,75 +373,16 @@ impl<'a> Machine<'a> {
     }
 
     #[cold]
-    fn cut_short(&self, claimed_bytes: u64) -> Error {
-        let found = format!("{} until its end", self.arena.bytes.len() - self.at);
-        self.fault(format!("{claimed_bytes} more bytes of the pickle"), found).corrupt()
-    }
-
-    #[cold]
     fn refuse(&self, opcode: u8) -> Error {
         let what = match opcode {
-            b'I' | b'L' | b'F' | b'S' | b'V' | b'p' | b'g' | b'P' => {
-                let found = format!("pickle protocol 0/1 (opcode {:?})", char::from(opcode));
-                return self.fault("a pickle of protocol 2 to 5", found).unsupported();
-            }
             0x82..=0x84 => "an extension code (EXT)",
-            b'i' => "an instance of a class (INST)",
-            b'o' => "an instance of a class (OBJ)",
-            0x97 | 0x98 => "a buffer outside the pickle",
+            0x97 => "a buffer outside the pickle (NEXT_BUFFER)",
+            0x98 => "a buffer outside the pickle (READONLY_BUFFER)",
             _ => {
                 return self.fault("a pickle opcode", format!("byte {opcode:#04x}")).corrupt();
             }
         };
         self.fault("opcodes that torch.save writes", what).unsupported()
-    }
-
-    /// The next bytes.
-    fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
-        match self.arena.bytes[self.at..].first_chunk::<N>() {
-            Some(bytes) => {
-                self.at += N;
-                Ok(*bytes)
-            }
-            None => Err(self.cut_short(N as u64)),
-        }
-    }
-
-    fn place(&mut self, len: u64) -> Result<Text> {
-        if len > (self.arena.bytes.len() - self.at) as u64 {
-            return Err(self.cut_short(len));
-        }
-        // Both fit, as the pickle's length does.
-        let text = Text { start: self.at as u32, len: len as u32 };
-        self.at += len as usize;
-        Ok(text)
-    }
-
-    fn text(&mut self, is_str: bool, len: u64) -> Result<()> {
-        let text = self.place(len)?;
-        self.push(if is_str { Value::Str(text) } else { Value::Bytes(text) })
-    }
-
-    /// A signed little-endian integer of any length.
-    fn long(&mut self, len: u64) -> Result<()> {
-        let text = self.place(len)?;
-        let bytes = self.arena.bytes(text);
-        let fill = if bytes.last().is_some_and(|it| it & 0x80 != 0) { 0xFF } else { 0 };
-        let mut low = [fill; 8];
-        let (used, rest) = bytes.split_at(bytes.len().min(8));
-        low[..used.len()].copy_from_slice(used);
-        let number = i64::from_le_bytes(low);
-        let fits = rest.iter().all(|&it| it == fill) && (number < 0) == (fill == 0xFF);
-        self.push(if fits { Value::Int(Wide(number)) } else { Value::Long(text) })
-    }
-
-    fn line(&mut self) -> Result<&'a [u8]> {
-        let rest = &self.arena.bytes[self.at..];
-        let Some(len) = rest.iter().position(|&it| it == b'\n') else {
-            return Err(self.fault("a line of text in the pickle", "its end").corrupt());
-        };
-        self.at += len + 1;
-        Ok(&rest[..len])
     }
 
     #[inline]

@@ -1,16 +1,17 @@
 //! Reads the headers of a zip archive that `torch.save` wrote: which records there are, and what its pickle says.
 
 use super::{
-    OpenOptions,
-    pickle::{self, Arena, Meaning, Value},
-    rebuild::{Rebuild, StorageRef, unsigned},
+    OpenOptions, inline,
+    persistent::storage_claim,
+    pickle::{self, Arena, Meaning},
+    rebuild::{Rebuild, StorageRef},
     record::{self, read},
+    torchscript,
     tree::{self, MAX_WARNINGS},
     zip::{Archive, Entry, Records, show},
 };
 use crate::{
     checkpoint::{Checkpoint, Format, Warning},
-    dtype::DType,
     error::{Fault, Result},
     source::ReadAt,
     stamp::FileStamp,
@@ -23,8 +24,6 @@ const VERSIONS: std::ops::RangeInclusive<u64> = 1..=10;
 const MAX_WORD_BYTES: u64 = 64;
 /// Symbols that a warning names; what comes after is counted.
 const MAX_SYMBOLS: usize = 50;
-/// Records that only TorchScript archives have.
-const TORCHSCRIPT: [&str; 3] = ["constants.pkl", "model.json", "attributes.pkl"];
 
 /// Reads an archive from its directory, its small records and its pickle.
 pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
@@ -55,17 +54,26 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
     warnings.extend(pickle.arena.merge_duplicate_keys(MAX_WARNINGS).into_iter().map(Warning::DuplicateKey));
     warnings.extend(unknown_symbols(&pickle.arena));
 
-    let Storages { storages, refs, files } = storages(&pickle.arena, &records, root, stamp, swapped)?;
+    let mut files = vec![stamp];
+    let data = [root, b"data/"].concat();
+    let (mut storages, refs) = storages(&pickle.arena, &records, &data, &mut files, swapped)?;
+    let inside = inline::Inside::of(Some(source).filter(|_| pickle_entry.is_stored()));
+    let given = inline::find(&pickle.arena, inside, &mut storages, limits, &mut warnings)?;
+    let constants = torchscript::constants(source, &records, root, swapped, limits, &mut files, &mut warnings)?;
+    files.shrink_to_fit();
     // What comes next takes as much again.
     drop(records);
     drop(archive);
-    let rebuild = Rebuild { arena: &pickle.arena, storages: &storages, refs: &refs };
+    let rebuild = Rebuild { arena: &pickle.arena, storages: &storages, refs: &refs, given: &given };
     let mut tensors = tree::tensors(&rebuild, pickle.root, limits, &mut warnings)?;
-    let mut storages = storages;
+    let format = if constants.is_some() { Format::TorchScript } else { Format::Pth };
+    if let Some(constants) = constants {
+        constants.add_to(&mut storages, &mut tensors);
+    }
     storages.shrink_to_fit();
     tensors.shrink_to_fit();
     Ok(Checkpoint {
-        format: Format::Pth,
+        format,
         path: files[0].path.clone(),
         files,
         storages,
@@ -104,15 +112,7 @@ fn root<'a>(archive: &'a Archive, records: &Records<'_>) -> Result<&'a [u8]> {
 }
 
 fn find_pickle<'a>(archive: &Archive, records: &Records<'a>, root: &[u8]) -> Result<&'a Entry> {
-    if let Some(record) = TORCHSCRIPT.iter().find(|it| records.get(&[root, it.as_bytes()].concat()).is_some())
-    {
-        return Err(Fault::new(
-            "a checkpoint of tensors",
-            format!("a TorchScript program (record `{record}`)"),
-        )
-        .hint("load it with torch.jit.load and save its state_dict()")
-        .unsupported());
-    }
+    torchscript::refuse_old(records, root)?;
     records.get(&[root, b"data.pkl"].concat()).ok_or_else(|| {
         let found = format!("{} other records", archive.entries.len());
         Fault::new(format!("record `{}data.pkl`", show(root)), found)
@@ -155,34 +155,25 @@ fn is_big_endian(source: &dyn ReadAt, records: &Records<'_>, root: &[u8]) -> Res
     }
 }
 
-/// Every storage that the pickle names, each once.
-struct Storages {
-    storages: Vec<Storage>,
-    /// By persistent id, which one it is.
-    refs: Vec<StorageRef>,
-    /// The archive, and behind it the records in it that are deflated.
-    files: Vec<FileStamp>,
-}
-
-fn storages(
+/// Every storage that the pickle names, each once, and by persistent id which one it is. The names of their records
+/// start with `prefix`. `files` starts with the archive; records in it that are deflated come behind.
+pub(super) fn storages(
     arena: &Arena<'_>,
     records: &Records<'_>,
-    root: &[u8],
-    archive: FileStamp,
+    prefix: &[u8],
+    files: &mut Vec<FileStamp>,
     swapped: bool,
-) -> Result<Storages> {
-    let mut files = vec![archive];
+) -> Result<(Vec<Storage>, Vec<StorageRef>)> {
     let mut storages: Vec<Storage> = Vec::with_capacity(arena.persistent.len().min(records.len()));
     // By position of the record: one lookup finds both.
     let mut ids: Vec<Option<StorageId>> = vec![None; records.len()];
     let mut refs = Vec::with_capacity(arena.persistent.len());
-    let prefix = [root, b"data/"].concat();
-    let mut name = prefix.clone();
+    let mut name = prefix.to_vec();
     let mut next_position = 0;
     for &id in &arena.persistent {
-        let (meaning, key, n_elems) = persistent_id(arena, id)?;
+        let claim = storage_claim(arena, id, false)?;
         name.truncate(prefix.len());
-        name.extend_from_slice(key);
+        name.extend_from_slice(claim.key);
         let in_record = |error: Fault| {
             Fault { expected: format!("record `{}` with {}", show(&name), error.expected), ..error }.corrupt()
         };
@@ -203,40 +194,18 @@ fn storages(
             storages.push(Storage { file, start_byte, len_bytes, swapped });
             StorageId(storages.len() as u32 - 1)
         });
-        let elem_bytes = meaning.map_or(1, |dtype| dtype.size_bytes());
+        let (n_elems, elem_bytes) = (claim.n_elems, claim.elem_bytes());
         if n_elems.checked_mul(elem_bytes) != Some(len_bytes) {
             let expected = format!("{n_elems} elements of {elem_bytes} bytes");
             return Err(in_record(Fault::new(expected, format!("{len_bytes} bytes"))));
         }
-        refs.push(StorageRef { id: storage, dtype: meaning });
+        refs.push(StorageRef { id: storage, dtype: claim.dtype });
     }
-    files.shrink_to_fit();
-    Ok(Storages { storages, refs, files })
+    Ok((storages, refs))
 }
 
-/// Takes ('storage', class, key, location, number of elements) apart; the location is where the storage was once.
-fn persistent_id<'a>(arena: &Arena<'a>, id: Value) -> Result<(Option<DType>, &'a [u8], u64)> {
-    let items = arena.sequence(id).unwrap_or_default();
-    let &[Value::Str(kind), class, Value::Str(key), Value::Str(_), n_elems] = items else {
-        let expected = "a persistent id of a storage, its class, key, location and size";
-        return Err(Fault::new(expected, format!("{} other values", items.len())).corrupt());
-    };
-    if arena.bytes(kind) != b"storage" {
-        return Err(Fault::new("a persistent id of a storage", format!("`{}`", arena.text(kind))).corrupt());
-    }
-    match arena.meaning(class) {
-        Meaning::Storage(dtype) => Ok((dtype, arena.bytes(key), unsigned(n_elems)?)),
-        _ => {
-            let found = match class {
-                Value::Symbol(symbol) => arena.symbols[symbol as usize].to_string(),
-                _ => "no class".to_owned(),
-            };
-            Err(Fault::new("a class of storages", found.escape_debug().to_string()).unsupported())
-        }
-    }
-}
-
-fn unknown_symbols(arena: &Arena<'_>) -> Option<Warning> {
+/// Tells of symbols that nothing is known of.
+pub(super) fn unknown_symbols(arena: &Arena<'_>) -> Option<Warning> {
     let unknown = arena.symbols.iter().filter(|it| it.meaning == Meaning::Unknown);
     let mut names: Vec<_> = unknown.map(|it| (it.module, it.name)).collect();
     names.sort_unstable();

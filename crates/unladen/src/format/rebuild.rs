@@ -1,6 +1,9 @@
 //! Turns the calls by which PyTorch rebuilds tensors into layouts on storages, with every claim checked.
 
-use super::pickle::{Arena, Meaning, Run, Value, Wide};
+use super::{
+    given::{Given, GivenTensor},
+    pickle::{Arena, Meaning, Run, Value, Wide},
+};
 use crate::{
     dtype::DType,
     error::{Fault, Result},
@@ -52,6 +55,8 @@ pub(super) type Parts = SmallVec<[Value; 3]>;
 pub(super) enum Rebuilt {
     /// A tensor; `None` as storage: it has no data.
     Tensor { layout: Layout, storage: Option<StorageId>, is_quantised: bool },
+    /// A storage by itself.
+    Storage,
     /// Something else.
     Other,
 }
@@ -62,17 +67,22 @@ pub(super) struct Rebuild<'a> {
     pub(super) storages: &'a [Storage],
     /// By position in [`Arena::persistent`].
     pub(super) refs: &'a [StorageRef],
+    /// Tensors and storages that stand elsewhere, or inside the pickle.
+    pub(super) given: &'a Given,
 }
 
 impl Rebuild<'_> {
     /// Looks through parameters and subclasses at what a call stands for; attributes go to `parts`, and so do the
     /// arguments if it is no tensor.
-    pub(super) fn call(&self, call: u32, visits: &mut Visits, parts: &mut Parts) -> Result<Rebuilt> {
-        let call = &self.arena.calls[call as usize];
+    pub(super) fn call(&self, mut number: u32, visits: &mut Visits, parts: &mut Parts) -> Result<Rebuilt> {
+        let call = &self.arena.calls[number as usize];
         let (mut function, mut args_run) = (call.function, call.args);
         let (mut state, mut items) = (call.state, call.items);
         loop {
             visits.spend(1)?;
+            if let Some(array) = self.given.arrays.get(&number) {
+                return Ok(array.rebuilt());
+            }
             let args = self.arena.run(args_run);
             let inner = match (self.arena.meaning(function), args) {
                 (Meaning::Tensor, &[storage, offset, size, stride])
@@ -93,7 +103,7 @@ impl Rebuild<'_> {
                         Rebuilt::Tensor { layout, storage, .. } => {
                             Ok(Rebuilt::Tensor { layout, storage, is_quantised: true })
                         }
-                        Rebuilt::Other => Ok(Rebuilt::Other),
+                        other => Ok(other),
                     };
                 }
                 (Meaning::OldTensor(dtype), _) => return self.old_tensor(dtype, state),
@@ -102,10 +112,15 @@ impl Rebuild<'_> {
                         Layout::strided(self.dtype(dtype)?, &self.dims(size)?, &self.dims(stride)?, 0)?;
                     return Ok(Rebuilt::Tensor { layout, storage: None, is_quantised: false });
                 }
-                (Meaning::Inline, _) => {
-                    let found = "one whose bytes stand inside the pickle";
-                    return Err(Fault::new("a tensor with a storage of its own", found).unsupported());
-                }
+                (Meaning::LoadFromBytes, _) => return Ok(Rebuilt::Storage),
+                (Meaning::FromNumpy, &[Value::Call(array), ..]) => match self.given.arrays.get(&array) {
+                    Some(array) => return Ok(array.rebuilt()),
+                    None => {
+                        let reason = self.given.left_out.get(&array).cloned();
+                        let found = reason.unwrap_or_else(|| "another object".to_owned());
+                        return Err(Fault::new("a tensor in an array of NumPy", found).unsupported());
+                    }
+                },
                 (Meaning::Parameter, &[inner, _, _]) => inner,
                 (Meaning::ParameterWithState, &[inner, _, _, state]) => {
                     parts.push(state);
@@ -134,12 +149,20 @@ impl Rebuild<'_> {
                     return Ok(Rebuilt::Other);
                 }
             };
-            let Value::Call(next) = inner else {
-                return Err(malformed("a tensor", inner));
+            let next = match inner {
+                Value::Call(next) => next,
+                Value::Storage(id) if self.given.tensors.contains_key(&id) => return self.persistent(id),
+                _ => return Err(malformed("a tensor", inner)),
             };
+            number = next;
             let call = &self.arena.calls[next as usize];
             (function, args_run, state, items) = (call.function, call.args, call.state, call.items);
         }
+    }
+
+    /// What a persistent id stands for.
+    pub(super) fn persistent(&self, id: u32) -> Result<Rebuilt> {
+        Ok(self.given.tensors.get(&id).map_or(Rebuilt::Storage, GivenTensor::rebuilt))
     }
 
     fn old_tensor(&self, dtype: DType, state: Value) -> Result<Rebuilt> {
@@ -166,10 +189,14 @@ impl Rebuild<'_> {
         stride: Value,
         dtype: Option<Value>,
     ) -> Result<Rebuilt> {
-        let Value::Storage(storage) = storage else {
-            return Err(malformed("a storage", storage));
+        let storage = match storage {
+            Value::Storage(id) if !self.given.tensors.contains_key(&id) => self.refs[id as usize],
+            Value::Call(call) => match self.given.storages.get(&call) {
+                Some(storage) => *storage,
+                None => return Err(malformed("a storage", Value::Call(call))),
+            },
+            _ => return Err(malformed("a storage", storage)),
         };
-        let storage = self.refs[storage as usize];
         let dtype = match (dtype, storage.dtype) {
             (Some(dtype), _) => self.dtype(dtype)?,
             (None, Some(dtype)) => dtype,
@@ -221,7 +248,7 @@ impl Rebuilt {
                 let layout = layout.with_view(flag("conj")?, flag("neg")?);
                 Ok(Rebuilt::Tensor { layout, storage, is_quantised })
             }
-            Rebuilt::Other => Ok(Rebuilt::Other),
+            other => Ok(other),
         }
     }
 }
@@ -249,6 +276,7 @@ fn malformed(expected: &str, found: Value) -> crate::Error {
         Value::Dict(_) => "a dictionary".to_owned(),
         Value::Call(_) => "an object".to_owned(),
         Value::Storage(_) => "a storage".to_owned(),
+        Value::Blob(_) => "a long string".to_owned(),
     };
     Fault::new(expected, found).corrupt()
 }

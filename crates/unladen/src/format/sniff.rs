@@ -10,12 +10,30 @@ pub(super) const HEAD_BYTES: u64 = 512;
 pub(super) enum Container {
     Zip,
     Safetensors,
+    /// Pickles, then storages: PyTorch before 1.6.
+    Legacy,
+    /// Perhaps PyTorch before 0.1.10.
+    Tar,
+    /// One pickle.
+    Pickle,
 }
 
 /// PyTorch's magic number as pickles of protocol 2 and above write it, without the protocol.
-const LEGACY_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
+const LEGACY_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 /// The same as protocols 0 and 1 write it.
-const LEGACY_MAGIC_TEXT: &[u8] = b"L119547037146038801333356L\n";
+const LEGACY_MAGIC_TEXT: &[u8] = b"L119547037146038801333356L\n.";
+/// How pickles of protocols 0 and 1 start that hold a dictionary, a list, or an object of a module that is known for it.
+const TEXT_PICKLES: &[&[u8]] = &[
+    b"(dp",
+    b"(lp",
+    b"}q\x00",
+    b"]q\x00",
+    b"ccollections\n",
+    b"ccopy_reg\n",
+    b"c__builtin__\n",
+    b"ctorch",
+    b"cnumpy",
+];
 
 const RESAVE: &str = "load it with PyTorch and save it again with torch.save, or as safetensors";
 
@@ -40,10 +58,24 @@ const KNOWN: &[Known] = &[
         hint: "convert it to safetensors with the framework that wrote it",
     },
     Known { start: b"GGUF", what: "a GGUF file", hint: "ask its publisher for safetensors, or convert it" },
-    Known { start: b"\x89PNG", what: "a PNG image", hint: "name a checkpoint file" },
+    Known { start: b"\x89PNG\r\n", what: "a PNG image", hint: "name a checkpoint file" },
     Known { start: b"\x28\xb5\x2f\xfd", what: "a zstd file", hint: "unpack it with `unzstd` first" },
     Known { start: b"\xfd7zXZ", what: "an xz file", hint: "unpack it with `unxz` first" },
     Known { start: b"BZh", what: "a bzip2 file", hint: "unpack it with `bunzip2` first" },
+    Known { start: b"\xff\xd8\xff", what: "a JPEG image", hint: "name a checkpoint file" },
+    Known { start: b"%PDF-", what: "a PDF document", hint: "name a checkpoint file" },
+    Known {
+        start: b"\x93NUMPY",
+        what: "an array of NumPy (.npy)",
+        hint: "load it with numpy.load and save it as safetensors",
+    },
+    Known { start: b"Rar!", what: "a RAR archive", hint: "unpack it with `unrar x` first" },
+    Known { start: b"\x04\x22\x4d\x18", what: "an LZ4 file", hint: "unpack it with `unlz4` first" },
+    Known {
+        start: b"{\"",
+        what: "a JSON text (a weight map or a configuration?)",
+        hint: "name the checkpoint beside it, or the folder that holds both",
+    },
     Known { start: b"PYTORCH1", what: "a preview of PyTorch's archive format", hint: RESAVE },
     Known {
         start: b"PK\x05\x06",
@@ -56,7 +88,7 @@ const KNOWN: &[Known] = &[
 ///
 /// Fails with `Unsupported` for what is known and not read, with `Corrupt` for what is no checkpoint at all.
 pub(super) fn sniff(head: &[u8], max_safetensors_header_bytes: u64) -> Result<Container, Error> {
-    const EXPECTED: &str = "a checkpoint (.pth of PyTorch 1.6 or newer, or safetensors)";
+    const EXPECTED: &str = "a checkpoint of PyTorch, or safetensors";
     let unsupported = |what: &str, hint: &str| Err(Fault::new(EXPECTED, what).hint(hint).unsupported());
     if head.is_empty() {
         return Err(Fault::new(EXPECTED, "an empty file").hint("download or save it again").corrupt());
@@ -77,11 +109,10 @@ pub(super) fn sniff(head: &[u8], max_safetensors_header_bytes: u64) -> Result<Co
         );
     }
     if head.get(257..262) == Some(b"ustar") {
-        return unsupported("a tar archive (PyTorch before 0.1.10, or a packed folder)", RESAVE);
+        return Ok(Container::Tar);
     }
-    let early = &head[..head.len().min(64)];
-    if early.windows(LEGACY_MAGIC.len()).any(|it| it == LEGACY_MAGIC) || head.starts_with(LEGACY_MAGIC_TEXT) {
-        return unsupported("a legacy file (PyTorch before 1.6, or saved without the zip format)", RESAVE);
+    if is_legacy(head) {
+        return Ok(Container::Legacy);
     }
     if let (Some(claimed_bytes), Some(&first)) = (head.first_chunk::<8>(), head.get(8)) {
         let fits = u64::from_le_bytes(*claimed_bytes) <= max_safetensors_header_bytes;
@@ -90,13 +121,31 @@ pub(super) fn sniff(head: &[u8], max_safetensors_header_bytes: u64) -> Result<Co
             return Ok(Container::Safetensors);
         }
     }
-    if head[0] == 0x80 && head.get(1).is_some_and(|&protocol| (1..=5).contains(&protocol)) {
-        return unsupported("a plain pickle, not written by torch.save", RESAVE);
+    let is_pickle = head[0] == 0x80 && head.get(1).is_some_and(|&protocol| (1..=5).contains(&protocol));
+    if is_pickle || TEXT_PICKLES.iter().any(|it| head.starts_with(it)) {
+        return Ok(Container::Pickle);
     }
     let first: Vec<String> = head.iter().take(8).map(|it| format!("{it:02x}")).collect();
     Err(Fault::new(EXPECTED, format!("a file that starts with {}", first.join(" ")))
         .hint("name a checkpoint file; if this is one, it is damaged or has bytes in front")
         .corrupt())
+}
+
+/// True for a pickle of PyTorch's magic number, of any protocol. The number is compared, never computed.
+fn is_legacy(head: &[u8]) -> bool {
+    if head.starts_with(LEGACY_MAGIC_TEXT) {
+        return true;
+    }
+    let pickle = match head {
+        [0x80, _, rest @ ..] => rest,
+        _ => head,
+    };
+    // The frame of protocols 4 and 5.
+    let pickle = match pickle {
+        [0x95, rest @ ..] => rest.get(8..).unwrap_or_default(),
+        _ => pickle,
+    };
+    pickle.starts_with(LEGACY_MAGIC)
 }
 
 #[cfg(test)]
@@ -112,6 +161,23 @@ mod tests {
         assert_eq!(sniff(b"PK\x03\x04rest", 100).unwrap(), Container::Zip);
         assert_eq!(sniff(b"\x02\0\0\0\0\0\0\0{}", 100).unwrap(), Container::Safetensors);
         assert_eq!(sniff(b"\x04\0\0\0\0\0\0\0  {}", 100).unwrap(), Container::Safetensors);
+        let legacy: [&[u8]; 3] = [
+            b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.",
+            b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.",
+            b"L119547037146038801333356L\n.",
+        ];
+        legacy.iter().for_each(|it| assert_eq!(sniff(it, 100).unwrap(), Container::Legacy));
+        let pickles: [&[u8]; 4] = [
+            b"\x80\x04}.",
+            b"(dp0\n.",
+            b"ccollections\nOrderedDict\n)R.",
+            // The magic number of a file inside the pickle is not the file's own.
+            b"\x80\x03C\x0f\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19..",
+        ];
+        pickles.iter().for_each(|it| assert_eq!(sniff(it, 100).unwrap(), Container::Pickle));
+        let mut tar = [0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        assert_eq!(sniff(&tar, 100).unwrap(), Container::Tar);
     }
 
     #[test]
@@ -120,10 +186,8 @@ mod tests {
         assert!(found(b"version https://git-lfs.github.com/spec/v1\n").contains("Git LFS"));
         assert!(found(b"\n<!DOCTYPE HTML><p>").contains("web page"));
         assert!(found(b"\x1f\x8b\x08").contains("gzip"));
-        assert!(found(b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.").contains("legacy"));
-        let framed = b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
-        assert!(found(framed).contains("legacy"));
-        assert!(found(b"\x80\x04}.").contains("plain pickle"));
-        assert!(found(b"\xff\xd8\xff\xe0").contains("ff d8 ff e0"));
+        assert!(found(b"\xff\xd8\xff\xe0").contains("JPEG"));
+        assert!(found(b"{\"metadata\": {}}").contains("JSON"));
+        assert!(found(b"\xfe\xd8\xff\xe0").contains("fe d8 ff e0"));
     }
 }

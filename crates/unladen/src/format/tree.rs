@@ -196,8 +196,9 @@ impl<'a> Walk<'a> {
     /// Deals with the value at the path.
     fn visit(&mut self, value: Value, is_named: bool, is_hidden: bool) -> Result<()> {
         let Some(mark) = self.mark_of(value) else {
-            if matches!(value, Value::Storage(_)) {
-                self.warn(Warning::LeftOut(format!("storage `{}`, which no tensor views", self.path)));
+            if let Value::Storage(id) = value {
+                let rebuilt = self.rebuild.persistent(id)?;
+                self.tensor_or_storage(rebuilt, is_hidden)?;
             }
             return Ok(());
         };
@@ -219,18 +220,22 @@ impl<'a> Walk<'a> {
                 let rebuilt = self.rebuild.call(call, &mut self.visits, &mut parts);
                 let named = |error: Error| if is_named { error.in_tensor(&self.path) } else { error };
                 match rebuilt.map_err(named)? {
-                    Rebuilt::Tensor { layout, storage, is_quantised } => {
-                        let backing = storage.map_or(Backing::Meta, Backing::Storage);
-                        self.found(layout, backing, is_quantised, is_hidden)?;
+                    rebuilt @ (Rebuilt::Tensor { .. } | Rebuilt::Storage) => {
+                        self.tensor_or_storage(rebuilt, is_hidden)?;
                         if parts.iter().all(|&it| it == Value::None) {
                             return Ok(());
                         }
                         Children::Parts(parts)
                     }
-                    Rebuilt::Other => match self.module(call, &parts)? {
-                        Some(module) => Children::Module(Box::new(module)),
-                        None => Children::Parts(parts),
-                    },
+                    Rebuilt::Other => {
+                        if let Some(reason) = self.rebuild.given.left_out(call) {
+                            self.warn(Warning::LeftOut(format!("array `{}`: {reason}", self.path)));
+                        }
+                        match self.module(call, &parts)? {
+                            Some(module) => Children::Module(Box::new(module)),
+                            None => Children::Parts(parts),
+                        }
+                    }
                 }
             }
             _ => return Ok(()),
@@ -255,6 +260,21 @@ impl<'a> Walk<'a> {
             is_fertile: false,
         });
         Ok(())
+    }
+
+    /// Lists a tensor, tells of a storage.
+    fn tensor_or_storage(&mut self, rebuilt: Rebuilt, is_hidden: bool) -> Result<()> {
+        match rebuilt {
+            Rebuilt::Tensor { layout, storage, is_quantised } => {
+                let backing = storage.map_or(Backing::Meta, Backing::Storage);
+                self.found(layout, backing, is_quantised, is_hidden)
+            }
+            Rebuilt::Storage => {
+                self.warn(Warning::LeftOut(format!("storage `{}`, which no tensor views", self.path)));
+                Ok(())
+            }
+            Rebuilt::Other => Ok(()),
+        }
     }
 
     /// A container's identity; `None` for what holds nothing.
@@ -285,7 +305,7 @@ impl<'a> Walk<'a> {
         // Modules may share one long list.
         self.visits.spend(transient.len() as u64)?;
         let transient = transient.iter().filter_map(|&it| match it {
-            Value::Str(text) => Some(arena.bytes(text)),
+            Value::Str(text) | Value::Bytes(text) => Some(arena.bytes(text)),
             _ => None,
         });
         let others = parts.iter().copied().filter(|&it| it != state).collect();
@@ -409,7 +429,7 @@ impl Module<'_> {
             let items = dict.map_or(&[][..], |it| &arena.dicts[it as usize].items);
             if let Some(&(key, value)) = items.get(index) {
                 let is_transient = MODULE_PARTS[part] == BUFFERS
-                    && matches!(key, Value::Str(text) if self.transient.contains(arena.bytes(text)));
+                    && matches!(key, Value::Str(text) | Value::Bytes(text) if self.transient.contains(arena.bytes(text)));
                 return Some((Segment::Key(key), value, is_transient));
             }
             index -= items.len();

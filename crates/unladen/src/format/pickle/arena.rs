@@ -1,12 +1,15 @@
 //! What a pickle builds, as data: small values stand where they are used, containers in vectors of their own,
 //! strings as places in the pickle. Nothing here is ever run, and nothing needs a recursive walk to be dropped.
 
-use super::symbol::{Meaning, Symbol};
+use super::{
+    skim::Hole,
+    symbol::{Meaning, Symbol},
+};
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
-use std::{borrow::Cow, fmt::Write as _, hash::BuildHasher as _};
+use std::{borrow::Cow, fmt::Write as _, hash::BuildHasher as _, ops::Range};
 
-/// A place in the pickle's bytes.
+/// A place in the pickle's bytes; what stood there escaped lies behind them, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Text {
     pub(super) start: u32,
@@ -37,6 +40,8 @@ pub(crate) enum Value {
     Float(Wide<f64>),
     Str(Text),
     Bytes(Text),
+    /// A string that is too long to be held: position in [`Arena::holes`].
+    Blob(u32),
     /// Position in [`Arena::symbols`].
     Symbol(u32),
     Tuple(Run),
@@ -74,6 +79,12 @@ pub(crate) struct Call {
 pub(crate) struct Arena<'a> {
     /// The pickle.
     pub(crate) bytes: &'a [u8],
+    /// Where it starts in the file.
+    pub(crate) start_byte: u64,
+    /// Long strings that were left in the file, by their place in `bytes`.
+    pub(crate) holes: &'a [Hole],
+    /// Strings that stand escaped in the pickle.
+    pub(crate) decoded: Vec<u8>,
     pub(crate) symbols: Vec<Symbol<'a>>,
     pub(crate) pool: Vec<Value>,
     pub(crate) lists: Vec<Vec<Value>>,
@@ -94,8 +105,31 @@ enum Key<'a> {
 
 impl<'a> Arena<'a> {
     /// A string's bytes.
-    pub(crate) fn bytes(&self, text: Text) -> &'a [u8] {
-        bytes(self.bytes, text)
+    pub(crate) fn bytes(&self, text: Text) -> &[u8] {
+        self.texts().get(text)
+    }
+
+    /// A string's bytes where they stand in the pickle itself.
+    pub(super) fn bytes_in_place(&self, text: Text) -> Option<&'a [u8]> {
+        self.bytes.get(text.start as usize..)?.get(..text.len as usize)
+    }
+
+    /// The file's bytes that a string is made of, for one that stands there as it is.
+    pub(crate) fn place_in_file(&self, text: Text) -> Option<Range<u64>> {
+        self.bytes_in_place(text)?;
+        let start = self.byte_in_file(text.start as usize);
+        Some(start..start + u64::from(text.len))
+    }
+
+    /// Where a byte of the pickle stands in the file.
+    pub(super) fn byte_in_file(&self, at: usize) -> u64 {
+        let n_before = self.holes.partition_point(|it| it.at <= at);
+        let cut_bytes = n_before.checked_sub(1).map_or(0, |last| self.holes[last].cut_bytes);
+        self.start_byte + at as u64 + cut_bytes
+    }
+
+    fn texts(&self) -> Texts<'_> {
+        Texts { pickle: self.bytes, decoded: &self.decoded }
     }
 
     /// A tuple's items.
@@ -114,7 +148,8 @@ impl<'a> Arena<'a> {
 
     /// The value of a string key.
     pub(crate) fn get(&self, dict: u32, key: &str) -> Option<Value> {
-        let is_key = |it: Value| matches!(it, Value::Str(text) if self.bytes(text) == key.as_bytes());
+        // Python 2 wrote its text as bytes.
+        let is_key = |it: Value| matches!(it, Value::Str(text) | Value::Bytes(text) if self.bytes(text) == key.as_bytes());
         self.dicts[dict as usize].items.iter().find(|(it, _)| is_key(*it)).map(|&(_, value)| value)
     }
 
@@ -127,7 +162,7 @@ impl<'a> Arena<'a> {
     }
 
     /// A string as it can be shown and used as a name; lone surrogates and bytes that are no UTF-8 are escaped.
-    pub(crate) fn text(&self, text: Text) -> Cow<'a, str> {
+    pub(crate) fn text(&self, text: Text) -> Cow<'_, str> {
         let bytes = self.bytes(text);
         match std::str::from_utf8(bytes) {
             Ok(text) => Cow::Borrowed(text),
@@ -181,8 +216,9 @@ impl<'a> Arena<'a> {
     /// Python does. Returns the keys that stood twice, at most `limit` of them.
     pub(crate) fn merge_duplicate_keys(&mut self, limit: usize) -> Vec<String> {
         let mut twice = Vec::new();
+        let texts = Texts { pickle: self.bytes, decoded: &self.decoded };
         for dict in &mut self.dicts {
-            merge_items(self.bytes, &mut dict.items, &mut |key| {
+            merge_items(texts, &mut dict.items, &mut |key| {
                 if twice.len() < limit {
                     twice.push(key);
                 }
@@ -200,10 +236,10 @@ impl<'a> Arena<'a> {
 /// In a dictionary with fewer items, a key is looked for one item after the other.
 const MIN_HASHED: usize = 16;
 
-fn merge_items(pickle: &[u8], items: &mut Vec<(Value, Value)>, found_twice: &mut dyn FnMut(Value)) {
+fn merge_items(texts: Texts<'_>, items: &mut Vec<(Value, Value)>, found_twice: &mut dyn FnMut(Value)) {
     let key_of = |value| match value {
-        Value::Str(text) => Some(Key::Str(bytes(pickle, text))),
-        Value::Bytes(text) => Some(Key::Bytes(bytes(pickle, text))),
+        Value::Str(text) => Some(Key::Str(texts.get(text))),
+        Value::Bytes(text) => Some(Key::Bytes(texts.get(text))),
         Value::Int(Wide(number)) => Some(Key::Int(number)),
         Value::Bool(truth) => Some(Key::Int(i64::from(truth))),
         Value::None => Some(Key::None),
@@ -247,8 +283,22 @@ fn merge_items(pickle: &[u8], items: &mut Vec<(Value, Value)>, found_twice: &mut
     items.truncate(kept);
 }
 
-fn bytes(pickle: &[u8], text: Text) -> &[u8] {
-    &pickle[text.start as usize..][..text.len as usize]
+/// Where strings are.
+#[derive(Clone, Copy)]
+struct Texts<'t> {
+    pickle: &'t [u8],
+    decoded: &'t [u8],
+}
+
+impl<'t> Texts<'t> {
+    fn get(self, text: Text) -> &'t [u8] {
+        let (start, len) = (text.start as usize, text.len as usize);
+        match start.checked_sub(self.pickle.len()) {
+            // An empty string may stand at the very end.
+            Some(start) => &self.decoded[start..][..len],
+            None => &self.pickle[start..][..len],
+        }
+    }
 }
 
 /// UTF-8 as far as it goes; a lone surrogate, which Python lets pass, as `\udXXX`, any other byte as `\xXX`.

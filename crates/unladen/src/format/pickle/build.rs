@@ -1,7 +1,7 @@
 //! What the opcodes build: containers, symbols and calls, and what may be changed in them later.
 
 use super::{
-    Machine, Meaning, Run, Value,
+    Machine, Meaning, PersistentIds, Run, Value,
     arena::{Call, Dict},
     symbol::{self, Symbol},
 };
@@ -111,6 +111,30 @@ impl<'a> Machine<'a> {
         self.push(Value::Symbol(number))
     }
 
+    /// Pushes what a persistent id stands for.
+    pub(super) fn persistent(&mut self, id: Value) -> Result<()> {
+        let is_allowed = match id {
+            Value::Tuple(run) => {
+                if let (&[Value::Str(kind) | Value::Bytes(kind), class, ..], true) =
+                    (self.arena.run(run), self.ids != PersistentIds::Storages)
+                    && self.arena.bytes(kind) == b"module"
+                {
+                    return self.push(class);
+                }
+                true
+            }
+            Value::Str(_) | Value::Bytes(_) | Value::Int(_) => self.ids == PersistentIds::Numbers,
+            _ => false,
+        };
+        if !is_allowed {
+            return Err(self.fault("a persistent id that is a tuple", format!("{id:?}")).corrupt());
+        }
+        let storage = Value::Storage(self.arena.persistent.len() as u32);
+        self.arena.persistent.push(id);
+        self.check_objects()?;
+        self.push(storage)
+    }
+
     /// Records a call; plain containers become what they are at once.
     pub(super) fn call(&mut self, function: Value, args: Value) -> Result<Value> {
         let Value::Tuple(args) = args else {
@@ -137,6 +161,7 @@ impl<'a> Machine<'a> {
             (Meaning::Dict, [Value::Symbol(_) | Value::None]) => return self.new_dict(Vec::new()),
             (Meaning::Sequence, []) => return self.new_list(Vec::new()),
             (Meaning::Sequence, &[items @ (Value::List(_) | Value::Tuple(_))]) => return Ok(items),
+            (Meaning::TypeTag, &[value, _]) => return Ok(value),
             _ => {}
         }
         self.arena.calls.push(Call { function, args, items: Value::None, state: Value::None });

@@ -54,8 +54,22 @@ pub(crate) enum Meaning {
     Meta,
     /// (tensor, dtype, device, requires_grad).
     FromCpuTensor,
-    /// Holds a tensor's bytes inside the pickle.
-    Inline,
+    /// (bytes): a whole legacy file inside the pickle, which holds a storage.
+    LoadFromBytes,
+    /// (array of NumPy, dtype, device, requires_grad).
+    FromNumpy,
+    /// An array of NumPy: its state is (version, shape, dtype, is column-major, bytes).
+    NumpyArray,
+    /// The same from protocol 5 on: (bytes, dtype, shape, order).
+    NumpyBuffer,
+    /// (name, ..), and a state of (version, byte order, ..).
+    NumpyDType,
+    /// (text, encoding): how protocols below 3 write bytes.
+    Encode,
+    /// (bytes): how protocols below 5 write bytes that can be changed.
+    ByteArray,
+    /// (value, type) in TorchScript: the value.
+    TypeTag,
 }
 
 impl Meaning {
@@ -76,6 +90,8 @@ impl Meaning {
                 | Meaning::Quantised
                 | Meaning::Meta
                 | Meaning::FromCpuTensor
+                | Meaning::FromNumpy
+                | Meaning::LoadFromBytes
         )
     }
 }
@@ -99,9 +115,9 @@ const KNOWN: &[(&str, &str, Meaning)] = &[
     ("torch._utils", "_rebuild_qtensor", Meaning::Quantised),
     ("torch._utils", "_rebuild_meta_tensor_no_storage", Meaning::Meta),
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor", Meaning::FromCpuTensor),
-    ("torch._utils", "_rebuild_device_tensor_from_numpy", Meaning::Inline),
-    ("torch._utils", "_rebuild_xla_tensor", Meaning::Inline),
-    ("torch.storage", "_load_from_bytes", Meaning::Inline),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy", Meaning::FromNumpy),
+    ("torch._utils", "_rebuild_xla_tensor", Meaning::FromNumpy),
+    ("torch.storage", "_load_from_bytes", Meaning::LoadFromBytes),
     ("torch.nn.parameter", "Parameter", Meaning::ParameterClass),
     ("torch.storage", "UntypedStorage", Meaning::Storage(None)),
     ("torch.storage", "_UntypedStorage", Meaning::Storage(None)),
@@ -118,18 +134,26 @@ const KNOWN: &[(&str, &str, Meaning)] = &[
     ("torch", "per_channel_symmetric", Meaning::Harmless),
     ("torch", "per_channel_affine_float_qparams", Meaning::Harmless),
     ("builtins", "complex", Meaning::Harmless),
-    ("builtins", "bytearray", Meaning::Harmless),
+    ("builtins", "bytearray", Meaning::ByteArray),
+    ("builtins", "bytes", Meaning::ByteArray),
     ("builtins", "int", Meaning::Harmless),
     ("builtins", "float", Meaning::Harmless),
     ("builtins", "str", Meaning::Harmless),
-    ("_codecs", "encode", Meaning::Harmless),
+    ("_codecs", "encode", Meaning::Encode),
     ("argparse", "Namespace", Meaning::Harmless),
-    ("numpy", "dtype", Meaning::Harmless),
+    ("numpy", "dtype", Meaning::NumpyDType),
     ("numpy", "ndarray", Meaning::Harmless),
     ("numpy.core.multiarray", "scalar", Meaning::Harmless),
-    ("numpy.core.multiarray", "_reconstruct", Meaning::Harmless),
+    ("numpy.core.multiarray", "_reconstruct", Meaning::NumpyArray),
     ("numpy._core.multiarray", "scalar", Meaning::Harmless),
-    ("numpy._core.multiarray", "_reconstruct", Meaning::Harmless),
+    ("numpy._core.multiarray", "_reconstruct", Meaning::NumpyArray),
+    ("numpy.core.numeric", "_frombuffer", Meaning::NumpyBuffer),
+    ("numpy._core.numeric", "_frombuffer", Meaning::NumpyBuffer),
+    ("torch.jit._pickle", "build_intlist", Meaning::Sequence),
+    ("torch.jit._pickle", "build_doublelist", Meaning::Sequence),
+    ("torch.jit._pickle", "build_boollist", Meaning::Sequence),
+    ("torch.jit._pickle", "build_tensorlist", Meaning::Sequence),
+    ("torch.jit._pickle", "restore_type_tag", Meaning::TypeTag),
     ("pathlib", "PosixPath", Meaning::Harmless),
     ("pathlib", "WindowsPath", Meaning::Harmless),
     ("datetime", "datetime", Meaning::Harmless),
@@ -151,6 +175,10 @@ pub(super) fn meaning(module: &[u8], name: &[u8]) -> Meaning {
     let module = RENAMED.iter().find(|(old, _)| *old == module).map_or(module, |(_, today)| today);
     if let Some((.., meaning)) = KNOWN.iter().find(|(a, b, _)| (*a, *b) == (module, name)) {
         return *meaning;
+    }
+    // Classes of the program that an archive of TorchScript holds; there is no such module.
+    if module == "__torch__" || module.starts_with("__torch__.") {
+        return Meaning::Harmless;
     }
     if !TYPED.contains(&module) {
         return Meaning::Unknown;

@@ -102,19 +102,42 @@ fn what_python_cannot_do_is_an_error_with_its_place() {
 
 #[test]
 fn what_only_code_needs_is_unsupported() {
-    let refused: &[&[u8]] = &[
-        b"I1\n.",
-        b"\x80\x02\x82\x01.",
-        b"(ios\nsystem\n.",
-        b"(cos\nsystem\no.",
-        b"\x80\x05\x97.",
-        b"\x80\x09N.",
-    ];
+    let refused: &[&[u8]] = &[b"\x80\x02\x82\x01.", b"\x80\x05\x97.", b"\x80\x05N\x98.", b"\x80\x09N."];
     for bytes in refused {
         assert!(
             matches!(read(bytes, 0, &Limits::default()).unwrap_err(), Error::Unsupported(_)),
             "{bytes:x?}"
         );
+    }
+}
+
+#[test]
+fn instances_of_old_classes_are_kept_as_calls_and_never_made() {
+    for bytes in [&b"(I1\nios\nsystem\np0\n."[..], b"(cos\nsystem\nI1\no."] {
+        let pickle = read(bytes, 0, &Limits::default()).unwrap();
+        let Value::Call(call) = pickle.root else { panic!("{:?}", pickle.root) };
+        let call = &pickle.arena.calls[call as usize];
+        assert_eq!(pickle.arena.run(call.args), [Value::Int(Wide(1))]);
+        assert_eq!(pickle.arena.symbols[0].to_string(), "os.system");
+    }
+    for bytes in [&b"(o."[..], b"o.", b"ios\nsystem\n.", b"(I1\no."] {
+        assert!(matches!(read(bytes, 0, &Limits::default()).unwrap_err(), Error::Corrupt(_)), "{bytes:?}");
+    }
+}
+
+#[test]
+fn persistent_ids_are_what_the_container_writes() {
+    let class = b"((U\x06modulecnn\nLinear\nNNtQ)R.";
+    let of = |bytes: &[u8], ids| {
+        let skeleton = Skeleton { bytes: bytes.to_vec(), holes: Vec::new(), start_byte: 0, end_byte: 0 };
+        read_skeleton(&skeleton, ids, &Limits::default()).map(|it| it.root)
+    };
+    let class = &class[1..];
+    assert!(matches!(of(class, PersistentIds::StoragesAndClasses), Ok(Value::Call(_))));
+    assert!(of(class, PersistentIds::Storages).is_err());
+    for number in [&b"P1001\n."[..], b"U\x041001Q.", b"K\x07Q."] {
+        assert!(matches!(of(number, PersistentIds::Numbers), Ok(Value::Storage(0))));
+        assert!(matches!(of(number, PersistentIds::StoragesAndClasses), Err(Error::Corrupt(_))));
     }
 }
 

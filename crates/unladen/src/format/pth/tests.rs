@@ -132,10 +132,43 @@ fn records_decide_about_version_byte_order_and_root() {
     assert!(open_records(&with("x/byteorder", b"big")).unwrap().storages[0].swapped);
     assert!(open_records(&with("x/byteorder", b"middle")).is_err());
     assert!(open_records(&with("y/data", b"")).unwrap_err().to_string().contains("`y/data`"));
-    assert!(open_records(&with("x/constants.pkl", b"")).unwrap_err().to_string().contains("TorchScript"));
+    assert!(
+        open_records(&with("x/model.json", b"{}")).unwrap_err().to_string().contains("PyTorch 1.0 or 1.1")
+    );
     assert_eq!(open_records(&good[..2]).unwrap().warnings, [Warning::MissingRecord("version")]);
     let newer = [&good[..2], &[("x/version", &b"11"[..])]].concat();
     assert!(matches!(open_records(&newer).unwrap_err(), Error::Unsupported(_)));
+}
+
+#[test]
+fn programs_give_their_tensors_and_constants_and_are_left_out_themselves() {
+    let inner = [b"c__torch__.torch.nn\nLinear\n)\x81}(", &key("weight")[..], &tensor(0, 4), b"ub"].concat();
+    let lists = [b"ctorch.jit._pickle\nbuild_tensorlist\n](", &tensor(0, 2)[..], b"e\x85R"].concat();
+    let tagged =
+        [b"ctorch.jit._pickle\nrestore_type_tag\n", &lists[..], &key("List[Tensor]"), b"\x86R"].concat();
+    let items = [key("fc"), inner, key("extra"), tagged, key("training"), b"\x89".to_vec()].concat();
+    let pickle = [b"\x80\x02c__torch__\nNet\n)\x81}(", &items[..], b"ub."].concat();
+    let constants = [b"\x80\x02", &tensor(1, 3)[..], b"\x85."].concat();
+    let good: Vec<(&str, &[u8])> = vec![
+        ("x/data.pkl", &pickle),
+        ("x/data/0", &[0; 16]),
+        ("x/code/__torch__.py", b"class Net(Module):"),
+        ("x/constants/0", &[1; 16]),
+        ("x/constants.pkl", &constants),
+        ("x/.data/version", b"6"),
+    ];
+    let checkpoint = open_records(&good).unwrap();
+    assert_eq!(names(&checkpoint), ["fc.weight", "extra.0", "constants.0"]);
+    assert_eq!((checkpoint.format, checkpoint.storages.len()), (Format::TorchScript, 2));
+    assert_eq!(checkpoint.tensors[2].backing, Backing::Storage(StorageId(1)));
+    let warnings: Vec<String> = checkpoint.warnings.iter().map(ToString::to_string).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("TorchScript program"), "{warnings:?}");
+
+    let without_bytes = [&good[..3], &good[4..]].concat();
+    let error = open_records(&without_bytes).unwrap_err();
+    assert!(error.to_string().contains("`x/constants/0`"), "{error}");
+    let broken = [&good[..4], &[("x/constants.pkl", &b"\x80\x02("[..])]].concat();
+    assert!(matches!(open_records(&broken).unwrap_err(), Error::Corrupt(_)));
 }
 
 #[test]

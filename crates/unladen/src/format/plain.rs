@@ -1,0 +1,64 @@
+//! Reads a plain pickle (`pickle.dump`, joblib without compression): tensors stand inside it, and stay in the file.
+
+use super::{
+    OpenOptions, assemble, inline,
+    pickle::{self, PersistentIds, skim},
+    window::Window,
+};
+use crate::{
+    checkpoint::{Checkpoint, Format, Warning},
+    error::{Error, Fault, Result},
+    source::ReadAt,
+    stamp::FileStamp,
+};
+
+/// How joblib names what stands in for an array, whose bytes it writes between the opcodes.
+const JOBLIB_ARRAY: &[u8] = b"NumpyArrayWrapper";
+/// Where that is looked for, if something is wrong.
+const HEAD_BYTES: u64 = 64 << 10;
+
+/// Reads a file that is one pickle.
+pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
+    let head = source.read_range(0..source.len_bytes().min(HEAD_BYTES))?;
+    let is_joblib = head.windows(JOBLIB_ARRAY.len()).any(|it| it == JOBLIB_ARRAY);
+    drop(head);
+    parse_pickle(source, stamp, options).map_err(|error| match error {
+        Error::Corrupt(_) | Error::Unsupported(_) if is_joblib => joblib(),
+        error => error,
+    })
+}
+
+fn parse_pickle(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
+    let limits = &options.limits;
+    let mut window = Window::new(source, 0..source.len_bytes());
+    let skeleton = skim(&mut window, 0, limits.pickle_bytes)?;
+    let len_bytes = window.range.end - skeleton.end_byte;
+    drop(window);
+    let pickle = pickle::read_skeleton(&skeleton, PersistentIds::Storages, limits)?;
+    if pickle.arena.symbols.iter().any(|it| it.name == JOBLIB_ARRAY) {
+        return Err(joblib());
+    }
+    if !pickle.arena.persistent.is_empty() {
+        return Err(Fault::new("a pickle with its tensors inside", "one that names storages elsewhere")
+            .hint("this looks like the `data.pkl` of an unpacked archive; open the archive itself")
+            .unsupported());
+    }
+    let mut warnings = Vec::new();
+    if len_bytes > 0 {
+        warnings.push(Warning::TrailingBytes { after: "the end of the pickle", len_bytes });
+    }
+    let mut storages = Vec::new();
+    let inside = inline::Inside { source: Some(source), lists_arrays: true };
+    let given = inline::find(&pickle.arena, inside, &mut storages, limits, &mut warnings)?;
+    let parts = assemble::Parts { storages, refs: Vec::new(), given };
+    assemble::checkpoint(Format::Pickle, stamp, pickle, parts, warnings, limits)
+}
+
+fn joblib() -> Error {
+    Fault::new("a plain pickle", "arrays of NumPy as joblib writes them, between the opcodes")
+        .hint("load it with joblib and save it with torch.save, or as safetensors")
+        .unsupported()
+}
+
+#[cfg(test)]
+mod tests;
