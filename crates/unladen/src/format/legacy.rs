@@ -41,7 +41,7 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
     }
     drop(window);
     let given =
-        inline::find(&pickle.arena, inline::Inside::of(source), &mut storages, limits, &mut warnings)?;
+        inline::find(&pickle.arena, inline::Inside::of(Some(source)), &mut storages, limits, &mut warnings)?;
     assemble::checkpoint(
         Format::Legacy,
         stamp,

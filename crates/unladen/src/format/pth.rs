@@ -59,7 +59,8 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
     let (mut storages, refs) = storages(&pickle.arena, &records, &data, &mut files, swapped)?;
     let inside = inline::Inside::of(Some(source).filter(|_| pickle_entry.is_stored()));
     let given = inline::find(&pickle.arena, inside, &mut storages, limits, &mut warnings)?;
-    let constants = torchscript::constants(source, &records, root, swapped, limits, &mut files, &mut warnings)?;
+    let constants =
+        torchscript::constants(source, &records, root, swapped, limits, &mut files, &mut warnings)?;
     files.shrink_to_fit();
     // What comes next takes as much again.
     drop(records);

@@ -1,14 +1,7 @@
 //! What archives of `torch.jit.save` hold besides a state dict: constants, which are listed as `constants.<number>`, and a
 //! program, which is left out and never run.
 
-use super::{
-    Limits, inline, pickle,
-    pth::storages,
-    rebuild::Rebuild,
-    record::read,
-    tree,
-    zip::Records,
-};
+use super::{Limits, inline, pickle, pth::storages, rebuild::Rebuild, record::read, tree, zip::Records};
 use crate::{
     checkpoint::Warning,
     error::{Fault, Result},
@@ -64,7 +57,8 @@ pub(super) fn constants(
         return Err(fault.at(entry.start_byte).corrupt());
     }
     let pickle = pickle::read(&bytes, entry.start_byte, limits)?;
-    let (mut storages, refs) = storages(&pickle.arena, records, &[root, b"constants/"].concat(), files, swapped)?;
+    let (mut storages, refs) =
+        storages(&pickle.arena, records, &[root, b"constants/"].concat(), files, swapped)?;
     let inside = inline::Inside::of(Some(source).filter(|_| entry.is_stored()));
     let given = inline::find(&pickle.arena, inside, &mut storages, limits, warnings)?;
     let rebuild = Rebuild { arena: &pickle.arena, storages: &storages, refs: &refs, given: &given };

@@ -42,7 +42,8 @@ fn file(object: &[u8], keys: &[&str], storages: &[(i64, usize)]) -> Vec<u8> {
 
 fn parse_from(source: &dyn ReadAt) -> Result<Checkpoint> {
     let len_bytes = source.len_bytes();
-    let stamp = FileStamp { path: PathBuf::from("x.pt"), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
+    let stamp =
+        FileStamp { path: PathBuf::from("x.pt"), dev: 0, ino: 0, len_bytes, mtime_ns: 0, packed: None };
     super::super::parse(source, stamp, &OpenOptions::default())
 }
 

@@ -34,7 +34,8 @@ fn tensor(storage: &[u8], size: u8) -> Vec<u8> {
 
 fn open(bytes: Vec<u8>) -> Result<Checkpoint> {
     let len_bytes = bytes.len() as u64;
-    let stamp = FileStamp { path: PathBuf::from("x.pkl"), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
+    let stamp =
+        FileStamp { path: PathBuf::from("x.pkl"), dev: 0, ino: 0, len_bytes, mtime_ns: 0, packed: None };
     super::super::parse(&MemorySource::new("x.pkl", bytes), stamp, &OpenOptions::default())
 }
 

@@ -87,7 +87,8 @@ fn with(name: &str, content: Vec<u8>) -> Vec<u8> {
 
 fn open(bytes: Vec<u8>) -> Result<Checkpoint> {
     let len_bytes = bytes.len() as u64;
-    let stamp = FileStamp { path: PathBuf::from("x.pt"), dev: 0, ino: 0, len_bytes, mtime_ns: 0 };
+    let stamp =
+        FileStamp { path: PathBuf::from("x.pt"), dev: 0, ino: 0, len_bytes, mtime_ns: 0, packed: None };
     super::super::parse(&MemorySource::new("x.pt", bytes), stamp, &OpenOptions::default())
 }
 
