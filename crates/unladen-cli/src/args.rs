@@ -313,7 +313,9 @@ fn device(text: &str) -> Result<Device, String> {
 }
 
 fn format(text: &str) -> Result<Format, String> {
-    Format::all().find(|it| it.name() == text).ok_or_else(|| "known are pth, safetensors, folder".to_owned())
+    Format::writable()
+        .find(|it| it.name() == text)
+        .ok_or_else(|| "known are pth, safetensors, folder".to_owned())
 }
 
 fn gpt2_size(text: &str) -> Result<String, String> {

@@ -1,5 +1,7 @@
 //! A checkpoint as data: what its headers say, with every claim checked. No I/O.
 
+mod append;
+mod cover;
 mod metadata;
 
 use crate::{
@@ -20,11 +22,23 @@ pub enum Format {
     Safetensors,
     /// A folder with one `.pt` file per tensor.
     Folder,
+    /// Several files that a weight map or their names make one model: Hugging Face's shards.
+    Sharded,
+    /// A folder of PyTorch's distributed checkpoints: chunks of tensors, and a `.metadata` file that says which.
+    Dcp,
+    /// A folder with the plain bytes of one tensor in each file, and an index: what Accelerate offloads to disk.
+    Offload,
 }
 
 impl Format {
     /// Every format.
     pub fn all() -> impl Iterator<Item = Format> {
+        let read = [Format::Sharded, Format::Dcp, Format::Offload];
+        Format::writable().chain(read)
+    }
+
+    /// Those that are written, too.
+    pub fn writable() -> impl Iterator<Item = Format> {
         [Format::Pth, Format::Safetensors, Format::Folder].into_iter()
     }
 
@@ -34,6 +48,9 @@ impl Format {
             Format::Pth => "pth",
             Format::Safetensors => "safetensors",
             Format::Folder => "folder",
+            Format::Sharded => "sharded",
+            Format::Dcp => "dcp",
+            Format::Offload => "offload",
         }
     }
 }
@@ -242,18 +259,8 @@ impl Checkpoint {
     fn check_cover(&self, id: TensorId, tensor: &Tensor) -> Result<()> {
         let pieces: Vec<_> = self.pieces(id).filter(|piece| piece.layout.n_elems() > 0).collect();
         let n_elems: u128 = pieces.iter().map(|piece| u128::from(piece.layout.n_elems())).sum();
-        let meet = |one: &Piece<'_>, other: &Piece<'_>| {
-            let starts = one.at.iter().zip(other.at);
-            let sizes = one.layout.shape().iter().zip(other.layout.shape());
-            { starts }.zip(sizes).all(|((&a, &b), (&a_len, &b_len))| a < b + b_len && b < a + a_len)
-        };
-        let mut pairs = pieces
-            .iter()
-            .enumerate()
-            .flat_map(|(index, one)| pieces[index + 1..].iter().map(move |other| (one, other)));
-        let is_covered =
-            n_elems == u128::from(tensor.layout.n_elems()) && !pairs.any(|(one, other)| meet(one, other));
-        if is_covered {
+        let boxes: Vec<_> = pieces.iter().map(|piece| (piece.at, piece.layout.shape())).collect();
+        if n_elems == u128::from(tensor.layout.n_elems()) && cover::tiles(tensor.layout.shape(), &boxes) {
             return Ok(());
         }
         let found = format!("{} extents with {n_elems} elements, or some that overlap", pieces.len());

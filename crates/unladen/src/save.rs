@@ -160,6 +160,11 @@ pub fn write(
         Format::Pth => pth::write(output, &tensors, source),
         Format::Safetensors => safetensors::write(output, &tensors, source),
         Format::Folder => folder::write(output, &tensors, source),
+        Format::Sharded | Format::Dcp | Format::Offload => {
+            let written: Vec<_> = Format::writable().map(Format::name).collect();
+            let expected = format!("a format that is written ({})", written.join(", "));
+            Err(Fault::new(expected, format!("`{}`, which is only read", output.format.name())).unsupported())
+        }
     }
     .map_err(|error| error.in_file(output.path))
 }

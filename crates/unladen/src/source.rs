@@ -5,6 +5,7 @@ mod file;
 mod memory;
 mod raw;
 mod read;
+mod section;
 mod set;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ pub use choose::io_paths;
 pub use file::FileSource;
 pub use memory::MemorySource;
 pub use raw::RawRead;
+pub use section::Section;
 pub use set::FileSet;
 
 use crate::{

@@ -50,7 +50,11 @@ impl Checkpoint {
             Format::Pth => held_bytes.saturating_mul(3),
             Format::Safetensors => held_bytes.saturating_mul(3) / 2,
             // Its files are opened one after the other.
-            Format::Folder => held_bytes / 2,
+            Format::Folder | Format::Offload => held_bytes / 2,
+            // The weight map stays while its files are opened one after the other; one of them may hold nearly all.
+            Format::Sharded => held_bytes.saturating_mul(3),
+            // The metadata are a pickle in which each chunk is half a dozen objects.
+            Format::Dcp => held_bytes.saturating_mul(4),
         };
         held_bytes.saturating_add(passing_bytes).saturating_add(READS_BYTES)
     }

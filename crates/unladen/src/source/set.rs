@@ -18,6 +18,8 @@ pub struct FileSet {
 struct Known {
     stamp: FileStamp,
     open: Option<Arc<FileSource>>,
+    /// Stays open however many do.
+    is_shared: bool,
 }
 
 /// How many files stay open: well below the 1,024 that a process may have by default.
@@ -28,12 +30,20 @@ impl FileSet {
     pub fn push(&mut self, source: FileSource) {
         let stamp = source.stamp().clone();
         let open = (self.files.len() < MAX_OPEN).then(|| Arc::new(source));
-        self.files.push(Known { stamp, open });
+        self.files.push(Known { stamp, open, is_shared: false });
     }
 
     /// Adds a file that stays open, however many do: the caller has opened it already, and others may hold it too.
     pub fn push_shared(&mut self, source: Arc<FileSource>) {
-        self.files.push(Known { stamp: source.stamp().clone(), open: Some(source) });
+        self.files.push(Known { stamp: source.stamp().clone(), open: Some(source), is_shared: true });
+    }
+
+    /// Adds the files of another set behind the others. Those for which there is no room among the open ones are closed.
+    pub fn append(&mut self, other: FileSet) {
+        for known in other.files {
+            let stays_open = known.is_shared || self.files.len() < MAX_OPEN;
+            self.files.push(Known { open: known.open.filter(|_| stays_open), ..known });
+        }
     }
 
     /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if a file that stayed open was written to or shortened since.
