@@ -108,7 +108,7 @@ def test_a_distributed_checkpoint_of_one_process(tmp_path, per_rank):
     assert "`step`" in listing and "dcp" in listing, listing
 
 
-@pytest.mark.parametrize("n_ranks", [2, 4])
+@pytest.mark.parametrize("n_ranks", [4])
 def test_a_distributed_checkpoint_of_several_ranks(tmp_path, n_ranks):
     script = pathlib.Path(dcp_ranks.__file__)
     subprocess.run([sys.executable, script, tmp_path / "save", str(n_ranks)], check=True, timeout=300)
@@ -118,7 +118,7 @@ def test_a_distributed_checkpoint_of_several_ranks(tmp_path, n_ranks):
     # Converted to one file, PyTorch reads the same.
     ok("convert", tmp_path / "save", tmp_path / "one.pth")
     read = torch.load(tmp_path / "one.pth", weights_only=True)
-    assert read.keys() == state.keys() and all(torch.equal(read[name], t) for name, t in state.items())
+    assert {name: resolved_bytes(t) for name, t in read.items()} == {name: resolved_bytes(t) for name, t in state.items()}
 
 
 def test_a_rank_that_is_missing_or_cut_is_named(tmp_path):

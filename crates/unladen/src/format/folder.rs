@@ -24,7 +24,7 @@ const RANK_METADATA: (&str, &str) = ("__", ".metadata");
 /// Starts of names that tell a model split by rank: DeepSpeed's and Megatron's files and folders.
 const RANK_STARTS: [&str; 3] = ["mp_rank_", "zero_pp_rank_", "bf16_zero_pp_rank_"];
 /// Ends of such names.
-const RANK_ENDS: [&str; 2] = ["_model_states.pt", "_optim_states.pt"];
+const RANK_ENDS: [&str; 3] = ["_model_states.pt", "-model_states.pt", "_optim_states.pt"];
 /// The folder of a step is named so, with a number behind.
 const STEP_START: &str = "global_step";
 /// A file in which Megatron says which of its folders is the last.
