@@ -13,11 +13,12 @@ pub(super) struct Assembly {
     pub(super) checkpoint: Checkpoint,
     files: FileSet,
     n_silent: usize,
+    max_tensors: usize,
 }
 
 impl Assembly {
     /// `path` is what the user named.
-    pub(super) fn new(format: Format, path: &Path) -> Assembly {
+    pub(super) fn new(format: Format, path: &Path, options: &OpenOptions) -> Assembly {
         let checkpoint = Checkpoint {
             format,
             path: path.to_owned(),
@@ -27,18 +28,23 @@ impl Assembly {
             tensors: Vec::new(),
             warnings: Vec::new(),
         };
-        Assembly { checkpoint, files: FileSet::default(), n_silent: 0 }
+        let max_tensors = options.limits.n_tensors;
+        Assembly { checkpoint, files: FileSet::default(), n_silent: 0, max_tensors }
     }
 
     /// How the next file is to be opened: all files together may hold so many tensors, not each of them.
     pub(super) fn options_left(&self, options: &OpenOptions) -> OpenOptions {
         let mut left = options.clone();
-        left.limits.n_tensors = left.limits.n_tensors.saturating_sub(self.checkpoint.tensors.len());
+        left.limits.n_tensors = self.max_tensors.saturating_sub(self.checkpoint.tensors.len());
         left
     }
 
     /// Adds what one file says, with that file and others that belong to it.
     pub(super) fn append(&mut self, (mut part, files): (Checkpoint, FileSet)) -> Result<()> {
+        if self.checkpoint.tensors.len().saturating_add(part.tensors.len()) > self.max_tensors {
+            let expected = format!("at most {} tensors in all files", self.max_tensors);
+            return Err(Fault::new(expected, "more of them").unsupported());
+        }
         let n_room = MAX_WARNINGS.saturating_sub(self.checkpoint.warnings.len());
         self.n_silent += part.warnings.len().saturating_sub(n_room);
         part.warnings.truncate(n_room);
@@ -49,7 +55,7 @@ impl Assembly {
 
     /// The whole, checked.
     pub(super) fn finish(self) -> Result<(Checkpoint, FileSet)> {
-        let Assembly { mut checkpoint, files, n_silent } = self;
+        let Assembly { mut checkpoint, files, n_silent, .. } = self;
         if n_silent > 0 {
             checkpoint.warnings.push(Warning::LeftOut(format!("{n_silent} more warnings")));
         }

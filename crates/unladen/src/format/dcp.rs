@@ -38,7 +38,7 @@ fn read(source: &FileSource, folder: &Folder<'_>, options: &OpenOptions) -> Resu
     }
     let mut metadata = metadata::read(&source.read_range(0..len_bytes)?, options)?;
     check_n_files(metadata.files.len(), options)?;
-    let mut assembly = Assembly::new(Format::Dcp, folder.path());
+    let mut assembly = Assembly::new(Format::Dcp, folder.path(), options);
     let places = open_files(&metadata, folder, &mut assembly, options)?;
     assembly.checkpoint.warnings.append(&mut metadata.warnings);
     put_together(metadata, places, &mut assembly.checkpoint)?;
@@ -143,6 +143,8 @@ fn open_chunk(
         _ => return Err(Fault::new("a chunk with stored bytes", "one without, or compressed").unsupported()),
     };
     let layout = found.layout;
+    // What is put together of it later looks like any other tensor.
+    layout.check_expansion()?;
     if layout.dtype() != tensor.dtype || layout.shape() != &*chunk.size {
         let expected = format!("a chunk {} {:?}, as the metadata say", tensor.dtype, chunk.size);
         let found = format!("{} {:?}", layout.dtype(), layout.shape());

@@ -83,7 +83,7 @@ fn numbers(name: &str) -> Option<(Kind<'_>, u32)> {
 pub(super) fn open(path: &Path, names: &[&str], options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
     check_n_files(names.len(), options)?;
     let folder = Folder::new(path, options);
-    let mut assembly = Assembly::new(Format::Sharded, path);
+    let mut assembly = Assembly::new(Format::Sharded, path, options);
     let mut n_tensors = Vec::with_capacity(names.len());
     for name in names {
         let source = folder.open(name)?;

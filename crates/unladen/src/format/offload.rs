@@ -61,7 +61,7 @@ fn read(
         return Err(Fault::new(expected, format!("{} of them", entries.len())).unsupported());
     }
     entries.sort_by(|(a, _), (b, _)| natural(a, b));
-    let mut assembly = Assembly::new(Format::Offload, folder.path());
+    let mut assembly = Assembly::new(Format::Offload, folder.path(), options);
     for (name, entry) in &entries {
         let opened = open_tensor(folder, name, entry);
         assembly.append(opened.map_err(|error| error.in_tensor(&shortened(name)))?)?;

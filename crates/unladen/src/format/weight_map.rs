@@ -41,7 +41,7 @@ fn open_shards(index: FileSource, path: &Path, options: &OpenOptions) -> Result<
     drop(index);
     let map = parse(&text, options)?;
     let folder = Folder::new(path.parent().unwrap_or(path), options);
-    let mut assembly = Assembly::new(Format::Sharded, path);
+    let mut assembly = Assembly::new(Format::Sharded, path, options);
     let mut order: Vec<u32> = (0..map.files.len() as u32).collect();
     order.sort_by(|a, b| natural(&map.files[*a as usize].0, &map.files[*b as usize].0));
     for file in order {

@@ -224,6 +224,19 @@ fn chunks_that_are_not_what_the_metadata_say_are_refused() {
     refuses(|save| save.tensors[0].dtype = "no_dtype", "properties with a dtype");
     refuses(|save| save.tensors[0].chunks[0].size = vec![4, 3], "as the metadata say");
     refuses(|save| save.transforms = vec!["zstd"], "transform_descriptors");
+    // Four bytes that stand for a terabyte.
+    let expanded = |save: &mut Save| {
+        let (start_byte, len_bytes) = save.store("__0_0.distcp", archive(&[1 << 38], &[0], &[0; 4]));
+        let chunk =
+            Chunk { at: vec![0], size: vec![1 << 38], file: "__0_0.distcp".into(), start_byte, len_bytes };
+        save.tensors.push(Tensor {
+            name: "vast",
+            dtype: "float32",
+            size: vec![1 << 38],
+            chunks: vec![chunk],
+        });
+    };
+    refuses(expanded, "stored bytes");
     refuses(|save| save.tensors[1].name = "rows", "`rows` twice");
 }
 

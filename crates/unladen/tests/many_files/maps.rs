@@ -117,6 +117,9 @@ fn limits_hold_for_the_map_and_for_all_shards_together() {
     assert!(refused_with(dir.path(), &limits(|it| it.n_files = 1)).contains("at most 1 files"));
     assert!(refused_with(dir.path(), &limits(|it| it.n_tensors = 2)).contains("at most 2 tensors"));
     assert!(open_with(dir.path(), &limits(|it| it.n_tensors = 3)).is_ok());
+    let numbered = shards();
+    let error = refused_with(numbered.path(), &limits(|it| it.n_tensors = 2));
+    assert!(error.contains("at most 2 tensors"), "{error}");
     // A hundred megabytes, of which none is read.
     File::options().write(true).open(dir.path().join(MAP)).unwrap().set_len(100 << 20).unwrap();
     assert!(refused(dir.path()).contains("an index of at most"));

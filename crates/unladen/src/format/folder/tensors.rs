@@ -64,7 +64,7 @@ fn open_tensors(
     named: Vec<(String, PathBuf)>,
     options: &OpenOptions,
 ) -> Result<(Checkpoint, FileSet)> {
-    let mut folder = Assembly::new(Format::Folder, path);
+    let mut folder = Assembly::new(Format::Folder, path, options);
     for (name, file_path) in named {
         let (mut one, files) = open_source(FileSource::open(&file_path)?, &folder.options_left(options))?;
         let [tensor] = &mut one.tensors[..] else {
