@@ -313,7 +313,7 @@ fn device(text: &str) -> Result<Device, String> {
 }
 
 fn format(text: &str) -> Result<Format, String> {
-    Format::written()
+    Format::writable()
         .find(|it| it.name() == text)
         .ok_or_else(|| "known are pth, safetensors, folder".to_owned())
 }

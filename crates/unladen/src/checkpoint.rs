@@ -1,5 +1,7 @@
 //! A checkpoint as data: what its headers say, with every claim checked. No I/O.
 
+mod append;
+mod cover;
 mod metadata;
 mod packed;
 
@@ -29,17 +31,31 @@ pub enum Format {
     Pickle,
     /// A zip archive with a program, as `torch.jit.save` writes it; the program is never run.
     TorchScript,
+    /// Several files that a weight map or their names make one model: Hugging Face's shards.
+    Sharded,
+    /// A folder of PyTorch's distributed checkpoints: chunks of tensors, and a `.metadata` file that says which.
+    Dcp,
+    /// A folder with the plain bytes of one tensor in each file, and an index: what Accelerate offloads to disk.
+    Offload,
 }
 
 impl Format {
     /// Every format.
     pub fn all() -> impl Iterator<Item = Format> {
-        let read_only = [Format::Legacy, Format::Tar, Format::Pickle, Format::TorchScript];
-        Format::written().chain(read_only)
+        let read_only = [
+            Format::Legacy,
+            Format::Tar,
+            Format::Pickle,
+            Format::TorchScript,
+            Format::Sharded,
+            Format::Dcp,
+            Format::Offload,
+        ];
+        Format::writable().chain(read_only)
     }
 
-    /// Those that can be written.
-    pub fn written() -> impl Iterator<Item = Format> {
+    /// Those that are written, too.
+    pub fn writable() -> impl Iterator<Item = Format> {
         [Format::Pth, Format::Safetensors, Format::Folder].into_iter()
     }
 
@@ -53,6 +69,9 @@ impl Format {
             Format::Tar => "tar",
             Format::Pickle => "pickle",
             Format::TorchScript => "torchscript",
+            Format::Sharded => "sharded",
+            Format::Dcp => "dcp",
+            Format::Offload => "offload",
         }
     }
 }
@@ -261,18 +280,8 @@ impl Checkpoint {
     fn check_cover(&self, id: TensorId, tensor: &Tensor) -> Result<()> {
         let pieces: Vec<_> = self.pieces(id).filter(|piece| piece.layout.n_elems() > 0).collect();
         let n_elems: u128 = pieces.iter().map(|piece| u128::from(piece.layout.n_elems())).sum();
-        let meet = |one: &Piece<'_>, other: &Piece<'_>| {
-            let starts = one.at.iter().zip(other.at);
-            let sizes = one.layout.shape().iter().zip(other.layout.shape());
-            { starts }.zip(sizes).all(|((&a, &b), (&a_len, &b_len))| a < b + b_len && b < a + a_len)
-        };
-        let mut pairs = pieces
-            .iter()
-            .enumerate()
-            .flat_map(|(index, one)| pieces[index + 1..].iter().map(move |other| (one, other)));
-        let is_covered =
-            n_elems == u128::from(tensor.layout.n_elems()) && !pairs.any(|(one, other)| meet(one, other));
-        if is_covered {
+        let boxes: Vec<_> = pieces.iter().map(|piece| (piece.at, piece.layout.shape())).collect();
+        if n_elems == u128::from(tensor.layout.n_elems()) && cover::tiles(tensor.layout.shape(), &boxes) {
             return Ok(());
         }
         let found = format!("{} extents with {n_elems} elements, or some that overlap", pieces.len());

@@ -1,12 +1,16 @@
 //! Headers become a [`Checkpoint`]: what kind of file it is, which tensors it holds and where their bytes are.
 //! Reads no tensor data and runs nothing that a file says.
 
-mod assemble;
+mod assembly;
+mod confine;
+mod dcp;
 mod folder;
 mod given;
 mod inline;
 mod legacy;
 pub mod names;
+mod numbered;
+mod offload;
 mod options;
 mod persistent;
 mod pickle;
@@ -19,6 +23,8 @@ mod sniff;
 mod tar;
 mod torchscript;
 mod tree;
+mod weight_map;
+mod whole;
 mod window;
 mod zip;
 
@@ -26,7 +32,7 @@ pub use options::{Limits, OpenOptions};
 
 use crate::{
     checkpoint::Checkpoint,
-    error::{Error, Result},
+    error::{Error, Fault, Result},
     source::{FileSet, FileSource, ReadAt},
     stamp::FileStamp,
 };
@@ -35,20 +41,56 @@ use std::path::Path;
 
 /// Reads the headers of a file or a folder, told by its content.
 ///
-/// A folder holds one `.pt` or `.pth` file per tensor, named after it (see [`names`]), or is one of Hugging Face with a
-/// single `model.safetensors` or `pytorch_model.bin`. Fails with [`Error::Io`] if the system does, with
-/// [`Error::Corrupt`] if a file contradicts itself, with [`Error::Unsupported`] for what is known and not read.
+/// A file is a checkpoint, or says which files are one: a weight map (`*.index.json`), the `index.json` of a folder of
+/// offloaded tensors, the `.metadata` of a distributed checkpoint. A folder is the first of these that its files' names say:
+///
+/// 1. A model by the names of Hugging Face's libraries. `model.safetensors`, then its weight map, then `pytorch_model.bin`
+///    and its weight map, then the same of `diffusion_pytorch_model`, then `adapter_model.safetensors` and `.bin`; after
+///    these, variants (`model.fp16.safetensors`) in the same order, and weight maps of other names. What comes later is left
+///    out with a warning; of two variants of one file none is chosen.
+/// 2. A distributed checkpoint of PyTorch (DCP): `.metadata`.
+/// 3. Tensors that Accelerate offloaded: `index.json` and `.dat` files.
+/// 4. A model that DeepSpeed or Megatron split by rank: an error that says what to do.
+/// 5. The numbered files of one model without a weight map: `x-00001-of-00002.safetensors` or `.bin`, if all are there.
+/// 6. One `.pt` or `.pth` file per tensor, named after it (see [`names`]).
+/// 7. The only safetensors file.
+///
+/// Fails with [`Error::Io`] if the system does, with [`Error::Corrupt`] if a file contradicts itself or another, with
+/// [`Error::Unsupported`] for what is known and not read.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
     let meta = std::fs::metadata(path).map_err(|error| Error::io(path, "open the file", error))?;
-    if meta.is_dir() { folder::open(path, options) } else { open_file(path, options) }
+    if meta.is_dir() {
+        return folder::open(path, options);
+    }
+    match (path.file_name().and_then(|it| it.to_str()), path.parent()) {
+        (Some(dcp::METADATA), Some(parent)) => dcp::open(parent, options),
+        _ => open_file(path, options),
+    }
 }
 
+/// Opens a file: a checkpoint, or an index of some.
 fn open_file(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
     let source = FileSource::open(path)?;
+    if weight_map::is_json(&head(&source)?) {
+        return if path.file_name().is_some_and(|it| it == offload::INDEX) {
+            offload::open_index(source, options)
+        } else {
+            weight_map::open(source, options)
+        };
+    }
+    open_source(source, options)
+}
+
+/// Opens a checkpoint file.
+fn open_source(source: FileSource, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
     let checkpoint = parse(&source, source.stamp().clone(), options)?;
     let mut files = FileSet::default();
     files.push_with_packed(source, &checkpoint.files)?;
     Ok((checkpoint, files))
+}
+
+fn head(source: &dyn ReadAt) -> Result<Vec<u8>> {
+    source.read_range(0..source.len_bytes().min(sniff::HEAD_BYTES))
 }
 
 /// Reads the headers of one file from any source. `stamp` says which file that is; its path goes into messages.
@@ -60,7 +102,12 @@ pub fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Re
 }
 
 fn parse_any(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
-    let head = source.read_range(0..source.len_bytes().min(sniff::HEAD_BYTES))?;
+    let head = head(source)?;
+    if weight_map::is_json(&head) {
+        return Err(Fault::new("a checkpoint", "JSON, perhaps a weight map")
+            .hint("open a weight map by its own path: it names files of its folder")
+            .unsupported());
+    }
     let checkpoint = match sniff::sniff(&head, options.limits.header_bytes)? {
         Container::Zip => pth::parse(source, stamp, options)?,
         Container::Safetensors => safetensors::parse(source, stamp, options)?,

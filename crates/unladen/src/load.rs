@@ -28,7 +28,8 @@ pub struct OpenCheckpoint {
     files: FileSet,
 }
 
-/// Reads the headers of a checkpoint: a `.pth` or safetensors file, or a folder with one `.pt` per tensor.
+/// Reads the headers of a checkpoint: a `.pth` or safetensors file, the weight map of several, or a folder, see
+/// [`format::open`].
 ///
 /// The format is recognised by content. No tensor data is read, whatever the checkpoint's size.
 pub fn open(path: impl AsRef<Path>) -> Result<OpenCheckpoint> {

@@ -160,9 +160,13 @@ pub fn write(
         Format::Pth => pth::write(output, &tensors, source),
         Format::Safetensors => safetensors::write(output, &tensors, source),
         Format::Folder => folder::write(output, &tensors, source),
-        read_only => Err(Fault::new("a format that can be written", format!("`{}`", read_only.name()))
-            .hint("write pth, safetensors or a folder")
-            .unsupported()),
+        read_only => {
+            let written: Vec<_> = Format::writable().map(Format::name).collect();
+            let expected = format!("a format that is written ({})", written.join(", "));
+            Err(Fault::new(expected, format!("`{}`, which is only read", read_only.name()))
+                .hint("write pth, safetensors or a folder")
+                .unsupported())
+        }
     }
     .map_err(|error| error.in_file(output.path))
 }

@@ -6,6 +6,7 @@ mod file;
 mod memory;
 mod raw;
 mod read;
+mod section;
 mod set;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ pub use choose::io_paths;
 pub use file::FileSource;
 pub use memory::MemorySource;
 pub use raw::RawRead;
+pub use section::Section;
 pub use set::FileSet;
 pub use unpack::{UnpackSource, unpacked};
 

@@ -2,10 +2,11 @@
 //! the other, then the storages, each behind its number of elements. Their bytes are passed over, never read.
 
 use super::{
-    Limits, OpenOptions, assemble, inline,
+    Limits, OpenOptions, inline,
     persistent::{StorageClaim, storage_claim, text},
     pickle::{self, Arena, PersistentIds, Skeleton, Value, Wide, skim},
     rebuild::StorageRef,
+    whole,
     window::Window,
 };
 use crate::{
@@ -42,14 +43,7 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
     drop(window);
     let given =
         inline::find(&pickle.arena, inline::Inside::of(Some(source)), &mut storages, limits, &mut warnings)?;
-    assemble::checkpoint(
-        Format::Legacy,
-        stamp,
-        pickle,
-        assemble::Parts { storages, refs, given },
-        warnings,
-        limits,
-    )
+    whole::checkpoint(Format::Legacy, stamp, pickle, whole::Parts { storages, refs, given }, warnings, limits)
 }
 
 /// Reads a whole legacy file that stands inside another one and holds one storage. Where it stands, and its type.

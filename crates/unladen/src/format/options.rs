@@ -5,6 +5,10 @@
 pub struct OpenOptions {
     /// How much a file may claim.
     pub limits: Limits,
+    /// Files that an index names may be links to anywhere. Without, a link may lead to another file of its folder, or from
+    /// a snapshot in Hugging Face's cache to the cache's blobs: an index and links from strangers could otherwise make any
+    /// file of the machine a part of a model.
+    pub follow_links: bool,
 }
 
 /// The most that a file may claim; each claim is checked before memory is taken for it. What exceeds one is
@@ -20,7 +24,11 @@ pub struct Limits {
     pub n_records: u64,
     /// Length of a safetensors header; the reference implementation has the same limit.
     pub header_bytes: u64,
-    /// Tensors of a checkpoint.
+    /// Length of a weight map, or of another index in JSON.
+    pub weight_map_bytes: u64,
+    /// Files that an index names.
+    pub n_files: usize,
+    /// Tensors of a checkpoint, all its files together, and chunks of them.
     pub n_tensors: usize,
     /// Containers inside containers.
     pub depth: usize,
@@ -33,6 +41,8 @@ impl Default for Limits {
             n_objects: 20_000_000,
             n_records: 1_000_000,
             header_bytes: 100_000_000,
+            weight_map_bytes: 64 << 20,
+            n_files: 1_000_000,
             n_tensors: 5_000_000,
             depth: 1_000,
         }

@@ -1,8 +1,9 @@
 //! Reads a plain pickle (`pickle.dump`, joblib without compression): tensors stand inside it, and stay in the file.
 
 use super::{
-    OpenOptions, assemble, inline,
+    OpenOptions, inline,
     pickle::{self, PersistentIds, skim},
+    whole,
     window::Window,
 };
 use crate::{
@@ -50,8 +51,8 @@ fn parse_pickle(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) ->
     let mut storages = Vec::new();
     let inside = inline::Inside { source: Some(source), lists_arrays: true };
     let given = inline::find(&pickle.arena, inside, &mut storages, limits, &mut warnings)?;
-    let parts = assemble::Parts { storages, refs: Vec::new(), given };
-    assemble::checkpoint(Format::Pickle, stamp, pickle, parts, warnings, limits)
+    let parts = whole::Parts { storages, refs: Vec::new(), given };
+    whole::checkpoint(Format::Pickle, stamp, pickle, parts, warnings, limits)
 }
 
 fn joblib() -> Error {

@@ -3,11 +3,12 @@
 mod members;
 
 use super::{
-    Limits, OpenOptions, assemble,
+    Limits, OpenOptions,
     given::{Given, GivenTensor},
     persistent::{storage_class, text},
     pickle::{self, Arena, Meaning, PersistentIds, Skeleton, Value, Wide, skim},
     rebuild::{StorageRef, unsigned},
+    whole,
     window::Window,
 };
 use crate::{
@@ -36,7 +37,7 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
     drop(window);
     let pickle = pickle::read_skeleton(&skeleton, PersistentIds::Numbers, limits)?;
     let parts = tables.resolve(&pickle.arena)?;
-    assemble::checkpoint(Format::Tar, stamp, pickle, parts, Vec::new(), limits)
+    whole::checkpoint(Format::Tar, stamp, pickle, parts, Vec::new(), limits)
 }
 
 /// A member that is a row of small pickles and raw numbers.
@@ -284,7 +285,7 @@ impl Tables {
     }
 
     /// What the persistent ids of the object's pickle stand for.
-    fn resolve(self, arena: &Arena<'_>) -> Result<assemble::Parts> {
+    fn resolve(self, arena: &Arena<'_>) -> Result<whole::Parts> {
         let mut given = Given::default();
         let mut refs = Vec::with_capacity(arena.persistent.len());
         for (position, &id) in arena.persistent.iter().enumerate() {
@@ -307,7 +308,7 @@ impl Tables {
                 }
             });
         }
-        Ok(assemble::Parts { storages: self.storages, refs, given })
+        Ok(whole::Parts { storages: self.storages, refs, given })
     }
 }
 

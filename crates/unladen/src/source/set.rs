@@ -22,6 +22,8 @@ struct Known {
     open: Option<Arc<FileSource>>,
     /// Position of the file itself, or of the one that a packed record is in.
     file: usize,
+    /// Stays open however many do.
+    is_shared: bool,
 }
 
 /// How many files stay open: well below the 1,024 that a process may have by default.
@@ -30,18 +32,15 @@ const MAX_OPEN: usize = 128;
 impl FileSet {
     /// Adds a file behind the others.
     pub fn push(&mut self, source: FileSource) {
-        if self.n_open < MAX_OPEN {
-            return self.push_shared(Arc::new(source));
-        }
-        let file = self.files.len();
-        self.files.push(Known { stamp: source.stamp().clone(), open: None, file });
+        let stamp = source.stamp().clone();
+        let open = (self.n_open < MAX_OPEN).then(|| Arc::new(source));
+        self.add(Known { stamp, open, file: self.files.len(), is_shared: false });
     }
 
     /// Adds a file that stays open, however many do: the caller has opened it already, and others may hold it too.
     pub fn push_shared(&mut self, source: Arc<FileSource>) {
-        let file = self.files.len();
-        self.files.push(Known { stamp: source.stamp().clone(), open: Some(source), file });
-        self.n_open += 1;
+        let stamp = source.stamp().clone();
+        self.add(Known { stamp, open: Some(source), file: self.files.len(), is_shared: true });
     }
 
     /// Adds a record that is packed in the last file that was added.
@@ -50,7 +49,7 @@ impl FileSet {
     pub fn push_packed(&mut self, stamp: FileStamp) -> Result<()> {
         match self.files.last().map(|it| it.file) {
             Some(file) if stamp.is_packed_in(&self.files[file].stamp) => {
-                self.files.push(Known { stamp, open: None, file });
+                self.add(Known { stamp, open: None, file, is_shared: false });
                 Ok(())
             }
             _ => Err(stray(&stamp)),
@@ -63,6 +62,21 @@ impl FileSet {
     pub fn push_with_packed(&mut self, source: FileSource, stamps: &[FileStamp]) -> Result<()> {
         self.push(source);
         stamps.iter().filter(|it| it.packed.is_some()).try_for_each(|it| self.push_packed(it.clone()))
+    }
+
+    /// Adds the files of another set behind the others. Those for which there is no room among the open ones are closed.
+    pub fn append(&mut self, other: FileSet) {
+        let first = self.files.len();
+        for known in other.files {
+            let stays_open = known.is_shared || self.n_open < MAX_OPEN;
+            let open = known.open.filter(|_| stays_open);
+            self.add(Known { open, file: first + known.file, ..known });
+        }
+    }
+
+    fn add(&mut self, known: Known) {
+        self.n_open += usize::from(known.open.is_some());
+        self.files.push(known);
     }
 
     /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if a file that stayed open was written to or shortened since.
