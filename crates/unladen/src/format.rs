@@ -7,12 +7,14 @@ mod options;
 mod pickle;
 mod pth;
 mod rebuild;
+mod records;
 mod safetensors;
 mod sniff;
 mod tree;
 mod zip;
 
 pub use options::{Limits, OpenOptions};
+pub use records::{Record, records};
 
 use crate::{
     checkpoint::Checkpoint,
