@@ -246,11 +246,7 @@ mod tests {
     };
 
     /// A checkpoint whose only file holds `bytes`, with a storage for each range.
-    fn checkpoint(
-        bytes: &[u8],
-        storages: &[(Range<u64>, bool)],
-        tensors: Vec<Tensor>,
-    ) -> Checkpoint {
+    fn checkpoint(bytes: &[u8], storages: &[(Range<u64>, bool)], tensors: Vec<Tensor>) -> Checkpoint {
         let stamp =
             FileStamp { path: "a.pth".into(), dev: 0, ino: 0, len_bytes: bytes.len() as u64, mtime_ns: 0 };
         let storages = storages.iter().map(|(range, swapped)| Storage {

@@ -210,6 +210,8 @@ impl<'a> Walk<'a> {
             }
             Mark::New => {}
         }
+        // A tensor that stands in two places is found in both, whatever its attributes hold.
+        let mut is_fertile = false;
         let children = match value {
             Value::Dict(dict) => Children::Dict(dict),
             Value::List(list) => Children::List(list),
@@ -222,6 +224,7 @@ impl<'a> Walk<'a> {
                     Rebuilt::Tensor { layout, storage, is_quantised } => {
                         let backing = storage.map_or(Backing::Meta, Backing::Storage);
                         self.found(layout, backing, is_quantised, is_hidden)?;
+                        is_fertile = true;
                         if parts.iter().all(|&it| it == Value::None) {
                             return Ok(());
                         }
@@ -252,7 +255,7 @@ impl<'a> Walk<'a> {
             path_bytes,
             is_named,
             is_hidden,
-            is_fertile: false,
+            is_fertile,
         });
         Ok(())
     }
