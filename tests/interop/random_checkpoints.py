@@ -1,5 +1,5 @@
 """Random checkpoints from a seed: nested containers, every dtype, views of all kinds, ties, 0-dim and empty tensors."""
-import random
+import collections, random
 
 import torch
 
@@ -60,3 +60,74 @@ def checkpoint(seed, dtypes=DTYPES):
     root = {f"k{next(names)}": node(3) for _ in range(rng.randrange(3, 9))}
     while len(made) < 5: root[f"k{next(names)}"] = leaf()
     return root
+
+
+def slices(seed, dtypes=DTYPES):
+    """Few bytes of big storages: rows, columns, steps, ties."""
+    rng = random.Random(f"slices {seed}")
+    root = {}
+    for number in range(rng.randrange(1, 4)):
+        dtype = getattr(torch, rng.choice(dtypes))
+        rows, columns = rng.choice([300, 1000]), rng.choice([64, 67])
+        big = of_bytes(dtype, rows * columns, (rows, columns), first=rng.randrange(256))
+        at = rng.randrange(rows - 8)
+        views = [big[at], big[at:at + 7], big[:, rng.randrange(columns)], big[::rng.randrange(2, 99), 3:5], big.T[:4, at:at + 3],
+                 big.reshape(-1)[at:at + 9], big[at:, 1:3], big[at, 5], big[at:at + 7]]
+        for index, view_ in enumerate(rng.sample(views, rng.randrange(2, len(views)))): root[f"big{number}.{index}"] = view_
+        if rng.random() < 0.3: root[f"big{number}"] = big
+    return root
+
+
+class Marked(torch.Tensor):
+    """A subclass, as libraries make them: pickled with its name and its attributes."""
+
+
+def parameters(seed, dtypes=DTYPES):
+    """What modules hold: parameters, some with attributes, buffers, subclasses, an OrderedDict with `_metadata`."""
+    rng = random.Random(f"parameters {seed}")
+    root = collections.OrderedDict()
+    for number in range(rng.randrange(3, 12)):
+        t = tensor(rng, rng.choice(dtypes))
+        kind = rng.randrange(5)
+        if kind == 0: t = torch.nn.Parameter(t, requires_grad=t.dtype in (torch.float32, torch.bfloat16, torch.complex64))
+        if kind == 1:
+            t = torch.nn.Parameter(t, requires_grad=False)
+            t.note, t.sizes = "an attribute", [1, 2.5, None]
+        if kind == 2: t = t.as_subclass(Marked)
+        if kind == 3:
+            t = t.as_subclass(Marked)
+            t.note = {"an": ("attribute",)}
+        root[f"layer.{number}.weight"] = t
+        if rng.random() < 0.3: root[f"head.{number}.weight"] = t
+    root._metadata = {"": {"version": 1}, "layer": {"version": 2}}
+    return root
+
+
+def training(seed, dtypes=DTYPES):
+    """A checkpoint of a training run: a model, its optimizer after a step or two, a scheduler, and what else there is."""
+    rng = random.Random(f"training {seed}")
+    torch.manual_seed(seed)
+    n = rng.randrange(2, 6)
+    model = torch.nn.Sequential(torch.nn.Embedding(7, n), torch.nn.Linear(n, n), torch.nn.LayerNorm(n), torch.nn.Linear(n, 7, bias=False))
+    if rng.random() < 0.5: model[3].weight = model[0].weight  # tied
+    makers = [torch.optim.AdamW, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad, lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9)]
+    optimizer = rng.choice(makers)(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    for _ in range(rng.randrange(1, 3)):
+        optimizer.zero_grad()
+        model(torch.tensor([1, 2, 3])).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+    extra = {f"buffer{index}": tensor(rng, rng.choice(dtypes)) for index in range(3)}
+    return {"epoch": 3, "best": 0.25, "args": {"lr": 1e-4, "names": ["a", "b"]}, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(), "rng_state": torch.get_rng_state(), "extra": extra}
+
+
+def many(seed, dtypes=DTYPES):
+    """2,500 tensors in one dictionary: pickled in several batches of items."""
+    rng = random.Random(f"many {seed}")
+    return {f"t{number}": of_bytes(getattr(torch, rng.choice(dtypes)), rng.randrange(1, 4), first=number % 251) for number in range(2500)}
+
+
+# Every kind, and how many are made of it in each way of saving.
+KINDS = {"nested": (checkpoint, 36), "slices": (slices, 12), "parameters": (parameters, 12), "training": (training, 6), "many": (many, 1)}

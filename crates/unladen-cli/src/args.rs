@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Load(LoadArgs),
     /// Save a checkpoint in another format, streaming.
     Convert(ConvertArgs),
+    /// Read everything and say whether it is whole, as a manifest says, or the same as in another checkpoint.
+    Verify(VerifyArgs),
     /// GPT-2: the proof that the weights work.
     #[command(subcommand)]
     Gpt2(Gpt2Command),
@@ -223,6 +225,30 @@ pub(crate) struct ConvertArgs {
     /// Replace OUT if it is there.
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct VerifyArgs {
+    /// A checkpoint file, or a folder with one file per tensor. Alone: its records are compared with their checksums.
+    pub(crate) file: PathBuf,
+    /// Another checkpoint, of any format: do both hold the same tensors?
+    #[arg(conflicts_with_all = ["manifest", "write_manifest"])]
+    pub(crate) other: Option<PathBuf>,
+    /// Compare every tensor with a manifest: name, type, shape and bytes.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) manifest: Option<PathBuf>,
+    /// Write a manifest: it holds for every copy of these tensors, in any format.
+    #[arg(long, value_name = "JSON", conflicts_with = "manifest")]
+    pub(crate) write_manifest: Option<PathBuf>,
+    /// Replace the manifest that is to be written, if it is there.
+    #[arg(long, requires = "write_manifest")]
+    pub(crate) force: bool,
+    /// What reading everything may hold in host memory: 64MiB, 512M, 1.5GiB or none.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = human::parse_bytes)]
+    pub(crate) host_budget: u64,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(ClapArgs)]

@@ -6,3 +6,4 @@ pub(crate) mod gpt2;
 pub(crate) mod inspect;
 pub(crate) mod load;
 pub(crate) mod plan;
+pub(crate) mod verify;

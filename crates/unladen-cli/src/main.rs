@@ -16,28 +16,35 @@ use unladen::Error;
 fn main() -> ExitCode {
     let args = Args::parse();
     watch::cancel_on_interrupt();
+    let done = |()| ExitCode::SUCCESS;
     let result = match &args.command {
-        Command::Compare(args) => commands::compare::run(args),
-        Command::Inspect(args) => commands::inspect::run(args),
-        Command::Plan(args) => commands::plan::run(args),
-        Command::Load(args) => commands::load::run(args),
-        Command::Convert(args) => commands::convert::run(args),
-        Command::Gpt2(Gpt2Command::Save(args)) => commands::gpt2::save(args),
-        Command::Gpt2(Gpt2Command::Forward(args)) => commands::gpt2::forward(args),
-        Command::Gpt2(Gpt2Command::Generate(args)) => commands::gpt2::generate(args),
+        Command::Compare(args) => commands::compare::run(args).map(done),
+        Command::Inspect(args) => commands::inspect::run(args).map(done),
+        Command::Plan(args) => commands::plan::run(args).map(done),
+        Command::Load(args) => commands::load::run(args).map(done),
+        Command::Convert(args) => commands::convert::run(args).map(done),
+        Command::Verify(args) => commands::verify::run(args),
+        Command::Gpt2(Gpt2Command::Save(args)) => commands::gpt2::save(args).map(done),
+        Command::Gpt2(Gpt2Command::Forward(args)) => commands::gpt2::forward(args).map(done),
+        Command::Gpt2(Gpt2Command::Generate(args)) => commands::gpt2::generate(args).map(done),
     };
     let result = match (out::early_end(), result) {
         // The write that failed stopped the work.
-        (Some(end), Ok(()) | Err(Error::Cancelled { .. })) => end,
+        (Some(end), Ok(_) | Err(Error::Cancelled { .. })) => end.map(done),
         (_, result) => result,
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             out::words(&format!("error: {error}"));
             out::words(&format!("hint: {}", error.hint()));
-            // The shell's convention for a program that was interrupted.
-            ExitCode::from(if matches!(error, Error::Cancelled { .. }) { 130 } else { 1 })
+            ExitCode::from(match (&error, &args.command) {
+                // The shell's convention for a program that was interrupted.
+                (Error::Cancelled { .. }, _) => 130,
+                // Whether two checkpoints are the same is not known then: that they differ is 1.
+                (_, Command::Verify(args)) if args.other.is_some() => 2,
+                _ => 1,
+            })
         }
     }
 }

@@ -132,14 +132,11 @@ fn inspect_hashes_what_pytorch_hashed() {
 }
 
 #[test]
-fn every_sample_loads_with_its_digest_or_says_why_not() {
+fn every_sample_loads_with_its_digest() {
     let mut n_loaded = 0;
     for (name, wanted) in expected().as_object().unwrap() {
         let output = run("load --json --digest", &[&sample(name)]);
-        if !output.status.success() {
-            let error = fails(1, "load --json --digest", &[&sample(name)]);
-            continue;
-        }
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         let row: Value = serde_json::from_slice(&output.stdout).unwrap();
         // A checkpoint with tensors on the meta device has none: there are no bytes to hash.
         if let Some(digest) = wanted["digest"].as_str() {

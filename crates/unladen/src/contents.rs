@@ -3,7 +3,7 @@
 
 mod read_plan;
 
-pub use read_plan::ReadPlan;
+pub use read_plan::{ReadPlan, is_in_order};
 
 use crate::{
     checkpoint::Checkpoint,
@@ -12,9 +12,9 @@ use crate::{
     memory::{HostBuffer, Reservation, staging_bytes},
     progress::Progress,
     source::{FileSet, ReadAt, read_staged},
-    tensor::{Backing, Block, FileId, Layout, Piece, Side, Tensor, TensorId, Window},
+    tensor::{Backing, Block, FileId, Piece, Side, TensorId, Window},
 };
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// Where bytes go, a chunk at a time.
 pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
@@ -67,83 +67,164 @@ impl<'a> Reader<'a> {
     /// Fails with [`Error::Unsupported`] for a tensor without data.
     pub fn for_each_chunk(&mut self, id: TensorId, sink: &mut Sink<'_>) -> Result<()> {
         let checkpoint = self.input.checkpoint;
+        let mut walk = self.walk(id)?;
+        while let Some(chunk) = self.next(&mut walk)? {
+            sink(chunk).map_err(|error| in_tensor(checkpoint, id, error))?;
+        }
+        Ok(())
+    }
+
+    /// Begins to read a tensor; [`Reader::next`] gives its bytes.
+    ///
+    /// Fails with [`Error::Unsupported`] for a tensor without data.
+    pub fn walk(&self, id: TensorId) -> Result<Walk> {
+        let checkpoint = self.input.checkpoint;
         let tensor = checkpoint.tensor(id);
-        self.stream(id, tensor, sink).map_err(|error| error.in_tensor(&tensor.name).in_file(&checkpoint.path))
-    }
-
-    fn stream(&mut self, id: TensorId, tensor: &Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        tensor.layout.check_expansion()?;
-        match &tensor.backing {
-            Backing::Meta => Err(Fault::new("a tensor with data", "one on the meta device")
-                .hint("leave the tensor out, or save the model again with its weights loaded")
-                .unsupported()),
-            _ if read_plan::is_in_order(tensor) => {
-                let mut pieces = self.input.checkpoint.pieces(id);
-                pieces.try_for_each(|piece| self.stream_run(&piece, sink))
+        let begin = || {
+            tensor.layout.check_expansion()?;
+            if tensor.backing == Backing::Meta {
+                return Err(Fault::new("a tensor with data", "one on the meta device")
+                    .hint("leave the tensor out, or save the model again with its weights loaded")
+                    .unsupported());
             }
-            _ => self.stream_windows(id, &tensor.layout, sink),
+            if is_in_order(tensor) {
+                return Ok(Rest::Run { id, stored: tensor.layout.stored_bytes() });
+            }
+            let max_elems = self.input.plan.window_bytes() / tensor.layout.dtype().size_bytes();
+            let windows = Window::in_order(tensor.layout.shape(), max_elems);
+            Ok(Rest::Windows { id, windows: Box::new(windows) })
+        };
+        begin().map(Walk).map_err(|error| in_tensor(checkpoint, id, error))
+    }
+
+    /// As [`Reader::walk`], for a part of a tensor that [`is_in_order`]: from one byte of it to another, both between
+    /// elements.
+    pub fn walk_part(&self, id: TensorId, part: Range<u64>) -> Result<Walk> {
+        let stored = self.input.checkpoint.tensor(id).layout.stored_bytes();
+        match self.walk(id)?.0 {
+            Rest::Run { .. } if part.start <= part.end && part.end <= stored.end - stored.start => {
+                Ok(Walk(Rest::Run { id, stored: stored.start + part.start..stored.start + part.end }))
+            }
+            _ => {
+                let expected = "a part of a tensor that stands in the file in order";
+                let error = Fault::new(expected, format!("bytes {part:?}")).mismatch();
+                Err(in_tensor(self.input.checkpoint, id, error))
+            }
         }
     }
 
-    /// A whole tensor that is one run of bytes in the file.
-    fn stream_run(&mut self, piece: &Piece<'_>, sink: &mut Sink<'_>) -> Result<()> {
-        let stored = piece.layout.stored_bytes();
-        let mut at = stored.start;
-        while at < stored.end {
-            let len_bytes = self.input.plan.chunk_bytes().min(stored.end - at);
-            sink(self.input.read(piece, at, len_bytes)?)?;
-            at += len_bytes;
-        }
-        Ok(())
+    /// Begins to read a range of a file, as its bytes stand there.
+    pub fn walk_file(&self, file: FileId, range: Range<u64>) -> Walk {
+        Walk(Rest::File { file, range })
     }
 
-    /// A tensor whose elements have to be brought into order first, from one piece or several.
-    fn stream_windows(&mut self, id: TensorId, layout: &Layout, sink: &mut Sink<'_>) -> Result<()> {
-        let Input { checkpoint, plan, .. } = self.input;
-        let elem_bytes = layout.dtype().size_bytes();
-        for window in Window::in_order(layout.shape(), plan.window_bytes() / elem_bytes) {
-            let window_bytes = window.shape.iter().product::<u64>() * elem_bytes;
-            let target = self.target.as_mut_slice().get_mut(..window_bytes as usize).ok_or_else(too_small)?;
-            let mut covered_bytes = 0;
-            for piece in checkpoint.pieces(id) {
-                let Some(block) = Block::within(piece.layout, piece.at, &window) else { continue };
-                covered_bytes += block.len_bytes();
-                let is_disk = self.input.path(&piece).is_past_cache();
-                // What is packed is unpacked all along, whatever is skipped of it.
-                let max_bytes = match checkpoint.is_packed(checkpoint.storage_of(&piece).file) {
-                    true => plan.chunk_bytes(),
-                    false => block.read_limit(plan.chunk_bytes(), is_disk),
+    /// The next bytes of a walk of this reader's, some at least; `None` after the last.
+    pub fn next(&mut self, walk: &mut Walk) -> Result<Option<&[u8]>> {
+        let checkpoint = self.input.checkpoint;
+        let id = match &mut walk.0 {
+            Rest::File { file, range } => {
+                let part = take(range, self.input.plan.chunk_bytes());
+                return match part.is_empty() {
+                    true => Ok(None),
+                    false => Ok(Some(self.input.read_file(*file, part.start, part.end - part.start)?)),
                 };
-                for mut part in block.split(Side::Source, max_bytes) {
-                    let source = self.input.read(&piece, part.source_byte, part.span_bytes(Side::Source))?;
-                    part.source_byte = 0;
-                    part.gather(source, target);
-                }
             }
-            if covered_bytes != window_bytes {
-                let expected = format!("shards that hold {window_bytes} bytes from {:?} on", window.start);
-                return Err(Fault::new(expected, format!("{covered_bytes} bytes")).corrupt());
-            }
-            sink(target)?;
-        }
-        Ok(())
+            Rest::Run { id, .. } | Rest::Windows { id, .. } => *id,
+        };
+        self.next_of_tensor(&mut walk.0).map_err(|error| in_tensor(checkpoint, id, error))
     }
+
+    fn next_of_tensor(&mut self, rest: &mut Rest) -> Result<Option<&[u8]>> {
+        let checkpoint = self.input.checkpoint;
+        match rest {
+            Rest::Run { id, stored } => {
+                let part = take(stored, self.input.plan.chunk_bytes());
+                let Some(piece) = checkpoint.pieces(*id).next().filter(|_| !part.is_empty()) else {
+                    return Ok(None);
+                };
+                Ok(Some(self.input.read(&piece, part.start, part.end - part.start)?))
+            }
+            Rest::Windows { id, windows } => match windows.next() {
+                Some(window) => Ok(Some(self.fill(*id, &window)?)),
+                None => Ok(None),
+            },
+            Rest::File { .. } => Ok(None),
+        }
+    }
+
+    /// The elements of a window in order, from one piece or several.
+    fn fill(&mut self, id: TensorId, window: &Window) -> Result<&[u8]> {
+        let Input { checkpoint, plan, .. } = self.input;
+        let elem_bytes = checkpoint.tensor(id).layout.dtype().size_bytes();
+        let window_bytes = window.shape.iter().product::<u64>() * elem_bytes;
+        let target = self.target.as_mut_slice().get_mut(..window_bytes as usize).ok_or_else(too_small)?;
+        let mut covered_bytes = 0;
+        for piece in checkpoint.pieces(id) {
+            let Some(block) = Block::within(piece.layout, piece.at, window) else { continue };
+            covered_bytes += block.len_bytes();
+            let is_disk = self.input.path(&piece).is_past_cache();
+            // What is packed is unpacked all along, whatever is skipped of it.
+            let max_bytes = match checkpoint.is_packed(checkpoint.storage_of(&piece).file) {
+                true => plan.chunk_bytes(),
+                false => block.read_limit(plan.chunk_bytes(), is_disk),
+            };
+            for mut part in block.split(Side::Source, max_bytes) {
+                let source = self.input.read(&piece, part.source_byte, part.span_bytes(Side::Source))?;
+                part.source_byte = 0;
+                part.gather(source, target);
+            }
+        }
+        if covered_bytes != window_bytes {
+            let expected = format!("shards that hold {window_bytes} bytes from {:?} on", window.start);
+            return Err(Fault::new(expected, format!("{covered_bytes} bytes")).corrupt());
+        }
+        Ok(target)
+    }
+}
+
+/// What is still to be read of a tensor, or of a range of a file.
+pub struct Walk(Rest);
+
+enum Rest {
+    /// Of a tensor that stands in order: bytes of its storage.
+    Run { id: TensorId, stored: Range<u64> },
+    /// Of a tensor whose elements have to be brought into order.
+    Windows { id: TensorId, windows: Box<dyn Iterator<Item = Window>> },
+    /// Of a file.
+    File { file: FileId, range: Range<u64> },
+}
+
+/// Cuts at most so many bytes off the front of a range.
+fn take(range: &mut Range<u64>, max_bytes: u64) -> Range<u64> {
+    let end = range.end.min(range.start.saturating_add(max_bytes));
+    let part = range.start..end;
+    range.start = end;
+    part
+}
+
+fn in_tensor(checkpoint: &Checkpoint, id: TensorId, error: Error) -> Error {
+    error.in_tensor(&checkpoint.tensor(id).name).in_file(&checkpoint.path)
 }
 
 impl Input<'_> {
     /// Whole elements of a piece's storage, resolved.
     fn read(&mut self, piece: &Piece<'_>, at_byte: u64, len_bytes: u64) -> Result<&[u8]> {
-        self.progress.check(&self.checkpoint.path)?;
-        let path = self.path(piece);
         let storage = self.checkpoint.storage_of(piece);
+        let bytes = self.read_file(storage.file, storage.start_byte + at_byte, len_bytes)?;
+        piece.resolve.apply(piece.layout.dtype(), bytes);
+        Ok(bytes)
+    }
+
+    /// A range of a file, no longer than a chunk.
+    fn read_file(&mut self, id: FileId, start_byte: u64, len_bytes: u64) -> Result<&mut [u8]> {
+        self.progress.check(&self.checkpoint.path)?;
         let file = match &self.open {
-            Some((id, file)) if *id == storage.file => file,
-            _ => &self.open.insert((storage.file, (self.files)(storage.file)?)).1,
+            Some((open, file)) if *open == id => file,
+            _ => &self.open.insert((id, (self.files)(id)?)).1,
         };
-        let start_byte = storage.start_byte + at_byte;
+        let path = self.plan.path(id.0 as usize);
         let bytes = read_staged(&**file, path, start_byte, len_bytes, self.source.as_mut_slice())?;
         file.check_unchanged()?;
-        piece.resolve.apply(piece.layout.dtype(), bytes);
         Ok(bytes)
     }
 
@@ -165,15 +246,11 @@ mod tests {
         dtype::DType,
         source::MemorySource,
         stamp::FileStamp,
-        tensor::{Dims, Extent, Storage, StorageId},
+        tensor::{Dims, Extent, Layout, Storage, StorageId, Tensor},
     };
 
     /// A checkpoint whose only file holds `bytes`, with a storage for each range.
-    fn checkpoint(
-        bytes: &[u8],
-        storages: &[(std::ops::Range<u64>, bool)],
-        tensors: Vec<Tensor>,
-    ) -> Checkpoint {
+    fn checkpoint(bytes: &[u8], storages: &[(Range<u64>, bool)], tensors: Vec<Tensor>) -> Checkpoint {
         let stamp = FileStamp {
             path: "a.pth".into(),
             dev: 0,
@@ -253,6 +330,39 @@ mod tests {
                 all.chunks_exact(4).zip(expected).all(|(it, number)| it == (number as u32).to_le_bytes())
             );
         }
+    }
+
+    #[test]
+    fn parts_of_a_tensor_in_order_are_its_bytes_and_ranges_of_a_file_come_as_they_stand() {
+        let bytes: Vec<u8> = (0..300_000u32).flat_map(u32::to_be_bytes).collect();
+        let whole = Layout::strided(DType::F32, &[299_000], &[1], 1000).unwrap();
+        let turned = Layout::strided(DType::F32, &[2, 2], &[1, 2], 0).unwrap();
+        let len_bytes = bytes.len() as u64;
+        let checkpoint =
+            checkpoint(&bytes, &[(0..len_bytes, true)], vec![tensor("w", whole, 0), tensor("t", turned, 0)]);
+        let source: Arc<dyn ReadAt> = Arc::new(MemorySource::new("a.pth", bytes.clone()));
+        let open = |_| Ok(Arc::clone(&source));
+        let plan = ReadPlan::for_paths(&checkpoint, vec![IoPath::Buffered], 64 << 20, 1).unwrap();
+        let progress = Progress::default();
+        let mut reader = Reader::new(&checkpoint, &open, &plan, &progress).unwrap();
+        let mut read = |mut walk: Walk| {
+            let mut all = Vec::new();
+            while let Some(chunk) = reader.next(&mut walk).unwrap() {
+                assert!(!chunk.is_empty());
+                all.extend_from_slice(chunk);
+            }
+            all
+        };
+        let reader = Reader::new(&checkpoint, &open, &plan, &progress).unwrap();
+        let parts = [0..4, 4..1_100_000, 1_100_000..1_196_000];
+        let parts: Vec<u8> =
+            parts.into_iter().flat_map(|it| read(reader.walk_part(TensorId(0), it).unwrap())).collect();
+        let expected: Vec<u8> = (1000..300_000u32).flat_map(u32::to_le_bytes).collect();
+        assert!(parts == expected);
+        assert!(read(reader.walk_file(FileId(0), 3..1_199_999)) == bytes[3..1_199_999]);
+        assert!(read(reader.walk_file(FileId(0), 7..7)).is_empty());
+        assert!(reader.walk_part(TensorId(0), 0..1_196_004).is_err(), "beyond the tensor's end");
+        assert!(reader.walk_part(TensorId(1), 0..4).is_err(), "a tensor that is not in order");
     }
 
     #[test]

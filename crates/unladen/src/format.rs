@@ -18,6 +18,7 @@ mod plain;
 mod pth;
 mod rebuild;
 mod record;
+mod records;
 mod safetensors;
 mod sniff;
 mod tar;
@@ -29,6 +30,7 @@ mod window;
 mod zip;
 
 pub use options::{Limits, OpenOptions};
+pub use records::{Record, records};
 
 use crate::{
     checkpoint::Checkpoint,

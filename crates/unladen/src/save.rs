@@ -112,14 +112,7 @@ pub fn convert(
     progress: &Progress,
 ) -> Result<Vec<Warning>> {
     let writing_bytes = writing_bytes(checkpoint);
-    let plan = ReadPlan::new(checkpoint, files, host_budget_bytes.saturating_sub(writing_bytes), 1);
-    let plan = plan.map_err(|error| match error {
-        Error::OverBudget { path, tensor, limit, what, needed_bytes, .. } => {
-            let (needed_bytes, available_bytes) = (needed_bytes + writing_bytes, host_budget_bytes);
-            Error::OverBudget { path, tensor, limit, what, needed_bytes, available_bytes }
-        }
-        other => other,
-    })?;
+    let plan = ReadPlan::beside(writing_bytes, checkpoint, files, host_budget_bytes, 1)?;
     let entries = entries_of(checkpoint)?;
     let open = contents::files_of(files);
     let mut reader = Reader::new(checkpoint, &open, &plan, progress)?;
@@ -132,6 +125,32 @@ pub fn convert(
             .try_for_each(|piece| files.get(checkpoint.storage_of(&piece).file.0 as usize)?.check_unchanged())
     };
     write(&output, &entries, &mut read, progress)
+}
+
+/// Fails as [`write_file`] would before its first byte.
+pub fn check_file(path: &Path, overwrite: bool, inputs: &[FileStamp]) -> Result<()> {
+    target::check_free(&plain(path, overwrite, inputs), false).map_err(|error| error.in_file(path))
+}
+
+/// Writes a file that is no checkpoint, whole or not at all: under a temporary name beside its own, synced and renamed.
+/// `inputs` are files that are never replaced.
+pub fn write_file(
+    path: &Path,
+    overwrite: bool,
+    inputs: &[FileStamp],
+    fill: impl FnOnce(&mut Sink<'_>) -> Result<()>,
+) -> Result<()> {
+    let output = plain(path, overwrite, inputs);
+    let write = || {
+        target::check_free(&output, false)?;
+        target::write_file(&output, |file| fill(&mut |bytes| file.write(bytes)))
+    };
+    write().map_err(|error| error.in_file(path))
+}
+
+/// Which format plays no part where bytes are written as they come.
+fn plain<'a>(path: &'a Path, overwrite: bool, inputs: &'a [FileStamp]) -> Output<'a> {
+    Output { path, format: Format::Pth, overwrite, inputs }
 }
 
 /// What writing takes besides reading: a buffer for small writes, and the lists of tensors and records with their names.

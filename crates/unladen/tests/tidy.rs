@@ -79,6 +79,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "io_path",
             "memory",
             "progress",
+            "save",
             "source",
             "stamp",
             "tensor",

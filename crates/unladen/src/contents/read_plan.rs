@@ -49,13 +49,8 @@ impl ReadPlan {
         max_threads: usize,
     ) -> Result<ReadPlan> {
         let io = io_paths(files);
-        let n_cores = available_parallelism().map_or(2, |it| it.get()).max(2);
-        // While some wait for the disk, the others keep the processors busy.
-        let is_direct = io.iter().any(|it| it.is_past_cache());
-        let n_threads = if is_direct && strided_bytes(checkpoint) == 0 { 2 * n_cores } else { n_cores };
-        let plan = |budget_bytes| {
-            ReadPlan::for_paths(checkpoint, io.clone(), budget_bytes, n_threads.min(max_threads))
-        };
+        let n_threads = n_threads(checkpoint, &io).min(max_threads);
+        let plan = |budget_bytes| ReadPlan::for_paths(checkpoint, io.clone(), budget_bytes, n_threads);
         // What the system has to give, the control group's limit included, is a budget too.
         let free_bytes = available_bytes().unwrap_or(u64::MAX);
         if host_budget_bytes <= free_bytes {
@@ -72,6 +67,69 @@ impl ReadPlan {
         })
     }
 
+    /// As [`ReadPlan::new`], where whoever reads holds some bytes more all the while.
+    pub fn beside(
+        held_bytes: u64,
+        checkpoint: &Checkpoint,
+        files: &FileSet,
+        host_budget_bytes: u64,
+        max_threads: usize,
+    ) -> Result<ReadPlan> {
+        let plan =
+            ReadPlan::new(checkpoint, files, host_budget_bytes.saturating_sub(held_bytes), max_threads);
+        plan.map_err(|error| match error {
+            Error::OverBudget { path, tensor, limit, what, needed_bytes, .. } => {
+                let (needed_bytes, available_bytes) = (needed_bytes + held_bytes, host_budget_bytes);
+                Error::OverBudget { path, tensor, limit, what, needed_bytes, available_bytes }
+            }
+            other => other,
+        })
+    }
+
+    /// Plans to read two checkpoints side by side: as many threads for the one as for the other, each with buffers for
+    /// both.
+    ///
+    /// Fails like [`ReadPlan::new`]; the smallest budget that it names is for both.
+    pub fn pair(
+        pair: [(&Checkpoint, &FileSet); 2],
+        host_budget_bytes: u64,
+        max_threads: usize,
+    ) -> Result<[ReadPlan; 2]> {
+        let [one, other] = pair.map(|(checkpoint, files)| (checkpoint, io_paths(files)));
+        let free_bytes = available_bytes().unwrap_or(u64::MAX);
+        ReadPlan::pair_for_paths([one, other], host_budget_bytes, free_bytes, max_threads)
+    }
+
+    fn pair_for_paths(
+        pair: [(&Checkpoint, Vec<IoPath>); 2],
+        host_budget_bytes: u64,
+        free_bytes: u64,
+        max_threads: usize,
+    ) -> Result<[ReadPlan; 2]> {
+        let pair = pair.map(|(checkpoint, io)| (checkpoint, paths_of(checkpoint, &io)));
+        let needed = [&pair[0], &pair[1]].map(|(checkpoint, io)| needed_bytes(checkpoint, io));
+        let needed_bytes = needed[0].saturating_add(needed[1]);
+        let Some(spare_bytes) = host_budget_bytes.min(free_bytes).checked_sub(needed_bytes) else {
+            let is_allowed = needed_bytes <= host_budget_bytes;
+            return Err(Error::OverBudget {
+                path: pair[0].0.path.clone(),
+                tensor: None,
+                limit: if is_allowed { Limit::FreeMemory } else { Limit::HostBudget },
+                what: "reading two checkpoints side by side".to_owned(),
+                needed_bytes,
+                available_bytes: host_budget_bytes.min(free_bytes),
+            });
+        };
+        let plan = |side: usize, max_threads: usize| {
+            let (checkpoint, io) = &pair[side];
+            let budget_bytes = needed[side].saturating_add(spare_bytes / 2);
+            ReadPlan::for_paths(checkpoint, io.clone(), budget_bytes, max_threads)
+        };
+        let most = |side: usize| n_threads(pair[side].0, &pair[side].1).min(max_threads);
+        let n_threads = plan(0, most(0))?.n_threads.min(plan(1, most(1))?.n_threads);
+        Ok([plan(0, n_threads)?, plan(1, n_threads)?])
+    }
+
     /// Plans to read by these ways, with at most so many threads; asks nobody.
     ///
     /// Fails with [`Error::OverBudget`] if the leanest way to read does not fit: it names the smallest budget that works.
@@ -83,13 +141,10 @@ impl ReadPlan {
     ) -> Result<ReadPlan> {
         let io = paths_of(checkpoint, &io);
         let strided_bytes = strided_bytes(checkpoint);
-        let least_of_packed_bytes = packed_strided_bytes(checkpoint).div_ceil(MAX_UNPACKED_TIMES);
-        let least_window_bytes = MIN_WINDOW_BYTES.max(least_of_packed_bytes).min(strided_bytes);
-        let least_window_bytes = least_window_bytes.next_multiple_of(PAGE_BYTES);
         let fixed_bytes = fixed_bytes(checkpoint);
         let n_packed = checkpoint.n_packed() as u64;
-        let is_direct = io.iter().any(|it| it.is_past_cache());
-        let least_chunk_bytes = chunk_sizes(is_direct).last().unwrap_or(PAGE_BYTES);
+        let is_direct = is_direct(&io);
+        let (least_chunk_bytes, least_window_bytes) = least_buffers(checkpoint, is_direct);
         let with = |n_threads: usize| {
             let n_threads = n_threads as u64;
             let unpacking_bytes = n_threads.min(n_packed) * UNPACKING_BYTES;
@@ -119,10 +174,7 @@ impl ReadPlan {
                 tensor: None,
                 limit: Limit::HostBudget,
                 what: "reading every tensor".to_owned(),
-                needed_bytes: fixed_bytes
-                    + n_packed.min(1) * UNPACKING_BYTES
-                    + staging_bytes(least_chunk_bytes)
-                    + least_window_bytes,
+                needed_bytes: needed_bytes(checkpoint, &io),
                 available_bytes: host_budget_bytes,
             });
         };
@@ -155,8 +207,34 @@ impl ReadPlan {
     }
 }
 
-/// True if the tensor's bytes stand in the file as they should.
-pub(super) fn is_in_order(tensor: &Tensor) -> bool {
+/// True if bytes come from a disk.
+fn is_direct(io: &[IoPath]) -> bool {
+    io.iter().any(|it| it.is_past_cache())
+}
+
+/// Threads that keep this machine busy.
+fn n_threads(checkpoint: &Checkpoint, io: &[IoPath]) -> usize {
+    let n_cores = available_parallelism().map_or(2, |it| it.get()).max(2);
+    // While some wait for the disk, the others keep the processors busy.
+    if is_direct(io) && strided_bytes(checkpoint) == 0 { 2 * n_cores } else { n_cores }
+}
+
+/// What one thread reads and brings into order at once, at least.
+fn least_buffers(checkpoint: &Checkpoint, is_direct: bool) -> (u64, u64) {
+    let least_of_packed_bytes = packed_strided_bytes(checkpoint).div_ceil(MAX_UNPACKED_TIMES);
+    let window_bytes = MIN_WINDOW_BYTES.max(least_of_packed_bytes).min(strided_bytes(checkpoint));
+    (chunk_sizes(is_direct).last().unwrap_or(PAGE_BYTES), window_bytes.next_multiple_of(PAGE_BYTES))
+}
+
+/// What the leanest way to read takes.
+fn needed_bytes(checkpoint: &Checkpoint, io: &[IoPath]) -> u64 {
+    let (chunk_bytes, window_bytes) = least_buffers(checkpoint, is_direct(io));
+    let unpacking_bytes = (checkpoint.n_packed() as u64).min(1) * UNPACKING_BYTES;
+    fixed_bytes(checkpoint) + unpacking_bytes + staging_bytes(chunk_bytes) + window_bytes
+}
+
+/// True if the tensor's bytes stand in the file as they should, one after the other.
+pub fn is_in_order(tensor: &Tensor) -> bool {
     matches!(tensor.backing, Backing::Storage(_)) && tensor.layout.is_contiguous()
 }
 
@@ -265,6 +343,33 @@ mod tests {
         // One that is stored does with less.
         packed.storages[0].file = FileId(0);
         assert!(needed_bytes(&packed) < of_64_mib + (3 << 20));
+    }
+
+    #[test]
+    fn two_checkpoints_share_a_budget_and_have_as_many_threads() {
+        let (plain, strided) = (checkpoint([4096, 1]), checkpoint([1, 4096]));
+        let pair = |budget_bytes, free_bytes| {
+            let pair = [(&plain, vec![IoPath::Buffered]), (&strided, vec![IoPath::Direct])];
+            ReadPlan::pair_for_paths(pair, budget_bytes, free_bytes, 4)
+        };
+        for shift in 0..40 {
+            let budget_bytes = 1 << shift;
+            match pair(budget_bytes, u64::MAX) {
+                Ok([one, other]) => {
+                    assert!(one.overhead_bytes() + other.overhead_bytes() <= budget_bytes);
+                    assert_eq!(one.n_threads(), other.n_threads());
+                }
+                Err(Error::OverBudget { needed_bytes, limit, .. }) => {
+                    assert!(needed_bytes > budget_bytes && limit == Limit::HostBudget);
+                    assert!(
+                        pair(needed_bytes, u64::MAX).is_ok() && pair(needed_bytes - 1, u64::MAX).is_err()
+                    );
+                    let error = pair(u64::MAX, needed_bytes - 1).unwrap_err();
+                    assert!(matches!(error, Error::OverBudget { limit: Limit::FreeMemory, .. }), "{error}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     #[test]

@@ -211,6 +211,8 @@ impl<'a> Walk<'a> {
             }
             Mark::New => {}
         }
+        // A tensor that stands in two places is found in both, whatever its attributes hold.
+        let mut is_fertile = false;
         let children = match value {
             Value::Dict(dict) => Children::Dict(dict),
             Value::List(list) => Children::List(list),
@@ -222,6 +224,7 @@ impl<'a> Walk<'a> {
                 match rebuilt.map_err(named)? {
                     rebuilt @ (Rebuilt::Tensor { .. } | Rebuilt::Storage) => {
                         self.tensor_or_storage(rebuilt, is_hidden)?;
+                        is_fertile = true;
                         if parts.iter().all(|&it| it == Value::None) {
                             return Ok(());
                         }
@@ -257,7 +260,7 @@ impl<'a> Walk<'a> {
             path_bytes,
             is_named,
             is_hidden,
-            is_fertile: false,
+            is_fertile,
         });
         Ok(())
     }

@@ -46,6 +46,16 @@ fn names(checkpoint: &Checkpoint) -> Vec<&str> {
 }
 
 #[test]
+fn a_tensor_with_attributes_is_found_wherever_it_stands() {
+    let start = b"ctorch._utils\n_rebuild_parameter_with_state\n(";
+    let parameter =
+        [start, &tensor(0, 2)[..], b"\x88ccollections\nOrderedDict\n)R}", &key("note"), b"NstRq\x01"]
+            .concat();
+    let checkpoint = open(&[b"}(", &key("a"), &parameter, &key("b"), b"h\x01", b"u"]).unwrap();
+    assert_eq!(names(&checkpoint), ["a", "b"]);
+}
+
+#[test]
 fn no_tensor_is_lost_where_names_collide() {
     let nested = [b"}", &key("b")[..], &tensor(0, 3), b"s"].concat();
     let items: [&[u8]; 8] =

@@ -1,0 +1,191 @@
+//! Zip archives as `torch.save` writes them, with lies in any field of the directory, the local headers and the end.
+
+use crate::{number, one_in, perhaps_lie};
+use arbitrary::{Result, Unstructured};
+
+/// A record that is to be written.
+pub struct Record {
+    pub name: Vec<u8>,
+    pub bytes: Vec<u8>,
+}
+
+impl Record {
+    pub fn new(name: &str, bytes: &[u8]) -> Record {
+        Record { name: name.into(), bytes: bytes.into() }
+    }
+}
+
+/// The records of a checkpoint with this pickle, and four storages of 16 bytes.
+pub fn records_of(pickle: Vec<u8>) -> Vec<Record> {
+    let mut records = vec![Record { name: b"a/data.pkl".to_vec(), bytes: pickle }];
+    records.push(Record::new("a/byteorder", b"little"));
+    for key in 0..4u8 {
+        let bytes: Vec<u8> = (0..16).map(|it| it * 16 + key).collect();
+        records.push(Record::new(&format!("a/data/{key}"), &bytes));
+    }
+    records.push(Record::new("a/version", b"3\n"));
+    records
+}
+
+/// An archive that tells the truth.
+pub fn honest(records: &[Record]) -> Vec<u8> {
+    // Without bytes to choose from, nothing is a lie.
+    write(records, &mut Unstructured::new(&[])).unwrap_or_default()
+}
+
+/// Other records among those that are there: twins, strangers, names of other formats.
+pub fn disturb(u: &mut Unstructured<'_>, records: &mut Vec<Record>) -> Result<()> {
+    for _ in 0..u.int_in_range(0..=3)? {
+        let at = u.int_in_range(0..=records.len() - 1)?;
+        match u.int_in_range(0..=5)? {
+            0 => records.swap(0, at),
+            1 => records[at].name.make_ascii_uppercase(),
+            2 => records[at].bytes = u.arbitrary()?,
+            3 => records[at].name = u.choose(NAMES)?.as_bytes().to_vec(),
+            4 => {
+                let name = u.choose(NAMES)?.as_bytes().to_vec();
+                let name = perhaps_lie(u, name)?;
+                records.insert(at, Record { name, bytes: b"3\n".to_vec() });
+            }
+            _ => drop(records.remove(at)),
+        }
+        if records.is_empty() {
+            records.push(Record::new("a/x", b""));
+        }
+    }
+    Ok(())
+}
+
+const NAMES: &[&str] = &[
+    "a/data.pkl",
+    "a/data/0",
+    "a/data/00",
+    "a/version",
+    "a/.data/version",
+    "a/byteorder",
+    "a/constants.pkl",
+    "a/code/x.py",
+    "a/.format_version",
+    "a/../x",
+    "b/data.pkl",
+    "data.pkl",
+    "/",
+    "a/",
+];
+
+/// Where a record's parts came to stand, and what is said of it.
+struct Entry {
+    name: Vec<u8>,
+    crc32: u32,
+    packed: u32,
+    len: u32,
+    header_byte: u32,
+    flags: u16,
+    method: u16,
+}
+
+/// Writes an archive, with lies where `u` says so.
+pub fn write(records: &[Record], u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut entries = Vec::new();
+    for record in records {
+        let entry = Entry {
+            name: record.name.clone(),
+            crc32: perhaps_lie(u, crc32fast::hash(&record.bytes))?,
+            packed: perhaps_lie(u, record.bytes.len() as u32)?,
+            len: perhaps_lie(u, record.bytes.len() as u32)?,
+            header_byte: perhaps_lie(u, out.len() as u32)?,
+            flags: perhaps_lie(u, 0x0808)?,
+            method: *u.choose(&[0, 0, 0, 0, 0, 0, 0, 8, 99]).unwrap_or(&0),
+        };
+        local(u, &mut out, &entry)?;
+        out.extend_from_slice(&record.bytes);
+        if entry.flags & 8 != 0 && !record.bytes.is_empty() {
+            out.extend_from_slice(b"PK\x07\x08");
+            [entry.crc32, entry.packed, entry.len].iter().for_each(|it| out.extend(it.to_le_bytes()));
+        }
+        entries.push(entry);
+    }
+    let directory_byte = out.len() as u64;
+    for entry in &entries {
+        central(u, &mut out, entry)?;
+    }
+    let directory_bytes = out.len() as u64 - directory_byte;
+    let place = [entries.len() as u64, directory_bytes, directory_byte];
+    end(u, &mut out, place)?;
+    Ok(out)
+}
+
+fn local(u: &mut Unstructured<'_>, out: &mut Vec<u8>, entry: &Entry) -> Result<()> {
+    let start = out.len();
+    // To the next 64 bytes, as PyTorch pads.
+    let name_end = start + 30 + entry.name.len() + 4;
+    let padding = (64 - name_end % 64) % 64;
+    out.extend_from_slice(b"PK\x03\x04");
+    let shorts = [0, perhaps_lie(u, entry.flags)?, perhaps_lie(u, entry.method)?, 0, 0];
+    shorts.iter().for_each(|it: &u16| out.extend(it.to_le_bytes()));
+    let honest = if entry.flags & 8 != 0 { [0; 3] } else { [entry.crc32, entry.packed, entry.len] };
+    for it in honest {
+        out.extend(perhaps_lie(u, it)?.to_le_bytes());
+    }
+    out.extend(perhaps_lie(u, entry.name.len() as u16)?.to_le_bytes());
+    out.extend(perhaps_lie(u, padding as u16 + 4)?.to_le_bytes());
+    out.extend_from_slice(&entry.name);
+    out.extend_from_slice(b"FB");
+    out.extend((padding as u16).to_le_bytes());
+    out.extend(std::iter::repeat_n(b'Z', padding));
+    Ok(())
+}
+
+fn central(u: &mut Unstructured<'_>, out: &mut Vec<u8>, entry: &Entry) -> Result<()> {
+    // Some fields are continued in a zip64 extra field.
+    let is_wide: [bool; 3] = [one_in(u, 16)?, one_in(u, 16)?, one_in(u, 16)?];
+    let fields = [entry.len, entry.packed, entry.header_byte];
+    let mut extra = Vec::new();
+    for (field, _) in fields.iter().zip(is_wide).filter(|(_, is_wide)| *is_wide) {
+        extra.extend(perhaps_lie(u, u64::from(*field))?.to_le_bytes());
+    }
+    if !extra.is_empty() {
+        let len = perhaps_lie(u, extra.len() as u16)?;
+        extra = [&1u16.to_le_bytes()[..], &len.to_le_bytes(), &extra].concat();
+    }
+    let [len, packed, header_byte] = [0, 1, 2].map(|it| if is_wide[it] { u32::MAX } else { fields[it] });
+    out.extend_from_slice(b"PK\x01\x02");
+    [0, 0, entry.flags, entry.method, 0, 0].iter().for_each(|it: &u16| out.extend(it.to_le_bytes()));
+    [entry.crc32, packed, len].iter().for_each(|it| out.extend(it.to_le_bytes()));
+    for it in [entry.name.len() as u16, extra.len() as u16, 0, 0, 0] {
+        out.extend(perhaps_lie(u, it)?.to_le_bytes());
+    }
+    out.extend([0; 4]);
+    out.extend(header_byte.to_le_bytes());
+    out.extend_from_slice(&entry.name);
+    out.extend_from_slice(&extra);
+    Ok(())
+}
+
+/// `place`: how many entries, how many bytes of directory, from where on.
+fn end(u: &mut Unstructured<'_>, out: &mut Vec<u8>, place: [u64; 3]) -> Result<()> {
+    if one_in(u, 2)? {
+        let at = out.len() as u64;
+        out.extend_from_slice(b"PK\x06\x06");
+        out.extend(perhaps_lie(u, 44u64)?.to_le_bytes());
+        out.extend([0; 12]);
+        for it in [place[0], place[0], place[1], place[2]] {
+            out.extend(perhaps_lie(u, it)?.to_le_bytes());
+        }
+        out.extend_from_slice(b"PK\x06\x07\0\0\0\0");
+        out.extend(perhaps_lie(u, at)?.to_le_bytes());
+        out.extend(1u32.to_le_bytes());
+    }
+    let comment: &[u8] = if one_in(u, 16)? { b"PK\x05\x06 a comment that is none" } else { b"" };
+    out.extend_from_slice(b"PK\x05\x06\0\0\0\0");
+    for it in [place[0] as u16, place[0] as u16] {
+        out.extend(if one_in(u, 24)? { number(u)? as u16 } else { it }.to_le_bytes());
+    }
+    for it in [place[1] as u32, place[2] as u32] {
+        out.extend(if one_in(u, 24)? { number(u)? as u32 } else { it }.to_le_bytes());
+    }
+    out.extend(perhaps_lie(u, comment.len() as u16)?.to_le_bytes());
+    out.extend_from_slice(comment);
+    Ok(())
+}

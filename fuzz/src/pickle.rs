@@ -1,0 +1,351 @@
+//! Pickle streams: opcodes in any order with operands of the right form, and whole calls as PyTorch writes them with odd
+//! numbers in them.
+
+use crate::{number, one_in, perhaps_lie};
+use arbitrary::{Result, Unstructured};
+
+/// What follows an opcode.
+#[derive(Clone, Copy)]
+enum Operand {
+    Nothing,
+    Bytes(usize),
+    /// Text up to a newline.
+    Line,
+    /// Two of them.
+    Lines,
+    /// A length of so many bytes, and as many bytes of text.
+    Counted(usize),
+}
+
+use Operand::{Bytes, Counted, Line, Lines, Nothing};
+
+/// Every opcode of Python's, by its protocol.
+const OPCODES: &[(u8, Operand)] = &[
+    (b'(', Nothing),
+    (b'.', Nothing),
+    (b'0', Nothing),
+    (b'1', Nothing),
+    (b'2', Nothing),
+    (b'F', Line),
+    (b'I', Line),
+    (b'J', Bytes(4)),
+    (b'K', Bytes(1)),
+    (b'L', Line),
+    (b'M', Bytes(2)),
+    (b'N', Nothing),
+    (b'P', Line),
+    (b'Q', Nothing),
+    (b'R', Nothing),
+    (b'S', Line),
+    (b'T', Counted(4)),
+    (b'U', Counted(1)),
+    (b'V', Line),
+    (b'X', Counted(4)),
+    (b'a', Nothing),
+    (b'b', Nothing),
+    (b'c', Lines),
+    (b'd', Nothing),
+    (b'}', Nothing),
+    (b'e', Nothing),
+    (b'g', Line),
+    (b'h', Bytes(1)),
+    (b'i', Lines),
+    (b'j', Bytes(4)),
+    (b'l', Nothing),
+    (b']', Nothing),
+    (b'o', Nothing),
+    (b'p', Line),
+    (b'q', Bytes(1)),
+    (b'r', Bytes(4)),
+    (b's', Nothing),
+    (b't', Nothing),
+    (b')', Nothing),
+    (b'u', Nothing),
+    (b'G', Bytes(8)),
+    (0x80, Bytes(1)),
+    (0x81, Nothing),
+    (0x82, Bytes(1)),
+    (0x83, Bytes(2)),
+    (0x84, Bytes(4)),
+    (0x85, Nothing),
+    (0x86, Nothing),
+    (0x87, Nothing),
+    (0x88, Nothing),
+    (0x89, Nothing),
+    (0x8a, Counted(1)),
+    (0x8b, Counted(4)),
+    (b'B', Counted(4)),
+    (b'C', Counted(1)),
+    (0x8c, Counted(1)),
+    (0x8d, Counted(8)),
+    (0x8e, Counted(8)),
+    (0x8f, Nothing),
+    (0x90, Nothing),
+    (0x91, Nothing),
+    (0x92, Nothing),
+    (0x93, Nothing),
+    (0x94, Nothing),
+    (0x95, Bytes(8)),
+    (0x96, Counted(8)),
+    (0x97, Nothing),
+    (0x98, Nothing),
+];
+
+const WORDS: &[&str] = &[
+    "storage",
+    "0",
+    "1",
+    "2",
+    "3",
+    "9",
+    "cpu",
+    "w",
+    "a.b",
+    "state_dict",
+    "_metadata",
+    "01",
+    "-1",
+    "1.5",
+    "1L",
+    "",
+    "'x'",
+    "\"",
+    "\\x",
+    "module",
+    "conj",
+    "neg",
+    "../x",
+    "é\u{0}",
+];
+
+const GLOBALS: &[(&str, &str)] = &[
+    ("collections", "OrderedDict"),
+    ("collections", "defaultdict"),
+    ("builtins", "set"),
+    ("builtins", "dict"),
+    ("torch", "Size"),
+    ("torch", "FloatStorage"),
+    ("torch", "LongStorage"),
+    ("torch", "BoolStorage"),
+    ("torch", "float32"),
+    ("torch", "uint16"),
+    ("torch", "FloatTensor"),
+    ("torch.storage", "UntypedStorage"),
+    ("torch.nn.parameter", "Parameter"),
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch._utils", "_rebuild_parameter_with_state"),
+    ("torch._tensor", "_rebuild_from_type_v2"),
+    ("torch._utils", "_rebuild_qtensor"),
+    ("torch._utils", "_rebuild_sparse_tensor"),
+    ("torch._utils", "_rebuild_nested_tensor"),
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"),
+    ("torch._utils", "_rebuild_wrapper_subclass"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.storage", "_load_from_bytes"),
+    ("_codecs", "encode"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("os", "system"),
+    ("mark", "mark"),
+];
+
+/// A pickle: a dictionary as PyTorch writes it, with a few entries and whatever `u` puts between its opcodes.
+pub fn stream(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    if !one_in(u, 16)? {
+        out.extend([0x80, perhaps_lie(u, 2)?]);
+    }
+    out.push(b'}');
+    put(u, &mut out)?;
+    out.push(b'(');
+    for index in 0..u.int_in_range(1..=12)? {
+        match u.int_in_range(0..=5)? {
+            0 => opcode(u, &mut out)?,
+            1 => {
+                text(&mut out, &format!("k{index}"));
+                value(u, &mut out)?;
+            }
+            _ => {
+                text(&mut out, &format!("w{index}"));
+                tensor(u, &mut out)?;
+            }
+        }
+    }
+    out.push(b'u');
+    for _ in 0..u.int_in_range(0..=2)? {
+        opcode(u, &mut out)?;
+    }
+    if !one_in(u, 32)? {
+        out.push(b'.');
+    }
+    Ok(out)
+}
+
+/// A tensor as one of PyTorch's functions rebuilds it.
+fn tensor(u: &mut Unstructured<'_>, out: &mut Vec<u8>) -> Result<()> {
+    let is_v3 = one_in(u, 4)?;
+    let is_parameter = one_in(u, 6)?;
+    if is_parameter {
+        global(out, ("torch._utils", "_rebuild_parameter"));
+        out.push(b'(');
+    }
+    global(out, ("torch._utils", if is_v3 { "_rebuild_tensor_v3" } else { "_rebuild_tensor_v2" }));
+    out.push(b'(');
+    storage(u, out, is_v3)?;
+    integer(u, out)?;
+    let n_dims = u.int_in_range(0..=3)?;
+    for n in [n_dims, perhaps_lie(u, n_dims)? % 70] {
+        out.push(b'(');
+        for _ in 0..n {
+            integer(u, out)?;
+        }
+        out.push(b't');
+    }
+    out.push(if one_in(u, 2)? { 0x88 } else { 0x89 });
+    hooks(out);
+    if is_v3 {
+        let dtype = ["float32", "uint16", "float8_e4m3fn", "complex32", "bits8"];
+        global(out, ("torch", u.choose(&dtype)?));
+    }
+    if one_in(u, 8)? {
+        out.extend_from_slice(b"}(");
+        text(out, u.choose(&["conj", "neg"])?);
+        out.extend([0x88, b'u']);
+    }
+    out.extend_from_slice(b"tR");
+    put(u, out)?;
+    if is_parameter {
+        out.push(0x88);
+        hooks(out);
+        out.extend_from_slice(b"tR");
+    }
+    Ok(())
+}
+
+fn storage(u: &mut Unstructured<'_>, out: &mut Vec<u8>, is_untyped: bool) -> Result<()> {
+    out.push(b'(');
+    text(out, "storage");
+    let classes = [
+        ("FloatStorage", 4),
+        ("HalfStorage", 8),
+        ("ByteStorage", 16),
+        ("DoubleStorage", 2),
+        ("ComplexFloatStorage", 2),
+    ];
+    let (class, n_elems) = *u.choose(&classes)?;
+    match is_untyped {
+        true => global(out, ("torch.storage", "UntypedStorage")),
+        false => global(out, ("torch", class)),
+    }
+    text(out, u.choose(&["0", "1", "2", "3", "3", "9"])?);
+    text(out, "cpu");
+    let n_elems: u64 = if is_untyped { 16 } else { n_elems };
+    let n_elems = perhaps_lie(u, n_elems)?;
+    out.extend([0x8a, 8]);
+    out.extend(n_elems.to_le_bytes());
+    out.extend_from_slice(b"tQ");
+    Ok(())
+}
+
+/// Anything that may stand in a checkpoint beside tensors.
+fn value(u: &mut Unstructured<'_>, out: &mut Vec<u8>) -> Result<()> {
+    match u.int_in_range(0..=6)? {
+        0 => integer(u, out)?,
+        1 => text(out, u.choose(WORDS)?),
+        2 => out.extend_from_slice(b"]N a".trim_ascii()),
+        3 => {
+            global(out, *u.choose(GLOBALS)?);
+            out.extend_from_slice(b")R");
+        }
+        4 => {
+            global(out, *u.choose(GLOBALS)?);
+            out.push(b'(');
+            for _ in 0..u.int_in_range(0..=7)? {
+                if one_in(u, 3)? { storage(u, out, false)? } else { integer(u, out)? }
+            }
+            out.extend_from_slice(b"tR");
+            if one_in(u, 2)? {
+                out.extend_from_slice(b"}b");
+            }
+        }
+        5 => {
+            // Lists in lists, one of them maybe in itself.
+            let depth = u.int_in_range(0..=40)?;
+            out.extend(std::iter::repeat_n(b']', depth + 1));
+            out.extend(std::iter::repeat_n(b'a', depth));
+        }
+        _ => {
+            out.extend([b'h', u.int_in_range(0..=12)?]);
+        }
+    }
+    Ok(())
+}
+
+fn opcode(u: &mut Unstructured<'_>, out: &mut Vec<u8>) -> Result<()> {
+    let (code, operand) = *u.choose(OPCODES)?;
+    out.push(code);
+    match operand {
+        Nothing => {}
+        Bytes(n) => {
+            let number = number(u)?.to_le_bytes();
+            out.extend_from_slice(&number[..n]);
+        }
+        Line => line(out, u.choose(WORDS)?),
+        Lines => {
+            let (module, name) = *u.choose(GLOBALS)?;
+            line(out, module);
+            line(out, name);
+        }
+        Counted(n) => {
+            let word = u.choose(WORDS)?.as_bytes();
+            let len = perhaps_lie(u, word.len() as u64)?.to_le_bytes();
+            out.extend_from_slice(&len[..n]);
+            out.extend_from_slice(word);
+        }
+    }
+    Ok(())
+}
+
+fn put(u: &mut Unstructured<'_>, out: &mut Vec<u8>) -> Result<()> {
+    if one_in(u, 2)? {
+        out.extend([b'q', u.int_in_range(0..=12)?]);
+    }
+    Ok(())
+}
+
+fn integer(u: &mut Unstructured<'_>, out: &mut Vec<u8>) -> Result<()> {
+    match number(u)? {
+        small @ 0..=255 => out.extend([b'K', small as u8]),
+        large => {
+            out.extend([0x8a, 8]);
+            out.extend(large.to_le_bytes());
+        }
+    }
+    Ok(())
+}
+
+fn hooks(out: &mut Vec<u8>) {
+    global(out, ("collections", "OrderedDict"));
+    out.extend_from_slice(b")R");
+}
+
+fn global(out: &mut Vec<u8>, (module, name): (&str, &str)) {
+    out.push(b'c');
+    line(out, module);
+    line(out, name);
+}
+
+fn line(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(text.as_bytes());
+    out.push(b'\n');
+}
+
+fn text(out: &mut Vec<u8>, text: &str) {
+    out.push(b'X');
+    out.extend((text.len() as u32).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}

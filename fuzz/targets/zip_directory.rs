@@ -1,0 +1,21 @@
+//! Archives with lies in their directory, around a good pickle or an odd one.
+#![no_main]
+
+use arbitrary::Unstructured;
+use libfuzzer_sys::fuzz_target;
+use std::path::Path;
+use unladen_fuzz::{archive, damage, pickle, promises};
+
+fuzz_target!(|data: &[u8]| {
+    let mut u = Unstructured::new(data);
+    let mut make = || -> arbitrary::Result<Vec<u8>> {
+        let mut records = archive::records_of(pickle::stream(&mut u)?);
+        archive::disturb(&mut u, &mut records)?;
+        let mut bytes = archive::write(&records, &mut u)?;
+        damage(&mut u, &mut bytes)?;
+        Ok(bytes)
+    };
+    if let Ok(bytes) = make() {
+        let _ = promises::opens(Path::new("fuzzed.pt"), &bytes);
+    }
+});
