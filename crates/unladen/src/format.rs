@@ -34,6 +34,8 @@ use std::path::Path;
 
 /// Reads the headers of a file or a folder, told by its content.
 ///
+/// A file is safetensors, or of PyTorch: a zip archive (of `torch.save` or `torch.jit.save`), a legacy file from before
+/// PyTorch 1.6, a tar archive from before 0.1.10, or a plain pickle with the tensors inside.
 /// A folder holds one `.pt` or `.pth` file per tensor, named after it (see [`names`]), or is one of Hugging Face with a
 /// single `model.safetensors` or `pytorch_model.bin`. Fails with [`Error::Io`] if the system does, with
 /// [`Error::Corrupt`] if a file contradicts itself, with [`Error::Unsupported`] for what is known and not read.
