@@ -43,8 +43,10 @@ use std::path::Path;
 
 /// Reads the headers of a file or a folder, told by its content.
 ///
-/// A file is a checkpoint, or says which files are one: a weight map (`*.index.json`), the `index.json` of a folder of
-/// offloaded tensors, the `.metadata` of a distributed checkpoint. A folder is the first of these that its files' names say:
+/// A file is safetensors, or of PyTorch: a zip archive (of `torch.save` or `torch.jit.save`), a legacy file from before
+/// PyTorch 1.6, a tar archive from before 0.1.10, or a plain pickle with the tensors inside.
+/// Or it says which files are a checkpoint: a weight map (`*.index.json`), the `index.json` of a folder of offloaded
+/// tensors, the `.metadata` of a distributed checkpoint. A folder is the first of these that its files' names say:
 ///
 /// 1. A model by the names of Hugging Face's libraries. `model.safetensors`, then its weight map, then `pytorch_model.bin`
 ///    and its weight map, then the same of `diffusion_pytorch_model`, then `adapter_model.safetensors` and `.bin`; after

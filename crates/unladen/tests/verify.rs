@@ -135,7 +135,7 @@ fn the_hashes_of_a_manifest_are_those_of_the_rows_in_order() {
 fn the_manifest_of_a_conversion_is_the_same_and_so_are_the_tensors() {
     let folder = TempDir::new().unwrap();
     for name in ["layouts.pt", "tied.pt", "params.pt", "big_endian.pt", "align4096.pt"] {
-        for format in Format::all() {
+        for format in Format::writable() {
             let path = folder.path().join(format!("{name}.{}", format.name()));
             let is_held = convert(&sample(name), &path, format);
             assert!(is_held || format == Format::Safetensors, "{name}");

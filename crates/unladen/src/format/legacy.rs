@@ -54,13 +54,19 @@ pub(super) fn storage_inside(
 ) -> Result<(Storage, Option<crate::dtype::DType>)> {
     let start_byte = range.start;
     let mut window = Window::new(source, range);
+    let no_storage = |found: &str| {
+        Fault::new("a storage in a legacy file inside the pickle", found)
+            .at(start_byte)
+            .hint("load it with PyTorch and save it again with torch.save, or as safetensors")
+            .unsupported()
+    };
+    if window.from(start_byte, 4)?.starts_with(b"PK\x03\x04") {
+        return Err(no_storage("a zip archive"));
+    }
     let stream = Stream::read(&mut window, limits)?;
     let pickle = stream.pickle(limits)?;
     let Value::Storage(id) = pickle.root else {
-        return Err(Fault::new("a storage inside the pickle", "another object")
-            .at(start_byte)
-            .hint("load it with PyTorch and save it again with torch.save, or as safetensors")
-            .unsupported());
+        return Err(no_storage("another object"));
     };
     let found = find_storages(&pickle.arena, &stream.keys, &mut window, limits)?;
     let StorageRef { id, dtype } = found.refs[id as usize];

@@ -71,11 +71,6 @@ const KNOWN: &[Known] = &[
     },
     Known { start: b"Rar!", what: "a RAR archive", hint: "unpack it with `unrar x` first" },
     Known { start: b"\x04\x22\x4d\x18", what: "an LZ4 file", hint: "unpack it with `unlz4` first" },
-    Known {
-        start: b"{\"",
-        what: "a JSON text (a weight map or a configuration?)",
-        hint: "name the checkpoint beside it, or the folder that holds both",
-    },
     Known { start: b"PYTORCH1", what: "a preview of PyTorch's archive format", hint: RESAVE },
     Known {
         start: b"PK\x05\x06",
@@ -96,6 +91,17 @@ pub(super) fn sniff(head: &[u8], max_safetensors_header_bytes: u64) -> Result<Co
     if head.starts_with(b"PK\x03\x04") {
         return Ok(Container::Zip);
     }
+    let header_fits =
+        head.first_chunk::<8>().is_some_and(|it| u64::from_le_bytes(*it) <= max_safetensors_header_bytes);
+    let is_json = |at: usize| head.get(at) == Some(&b'{');
+    // First of all: the header's length may look like the start of anything (35,615 is that of a gzip file).
+    if header_fits && is_json(8) {
+        return Ok(Container::Safetensors);
+    }
+    if is_json(0) && head.iter().all(|it| *it != 0) {
+        let hint = "name the checkpoint beside it, or the folder that holds both";
+        return unsupported("a text in JSON (a weight map or a configuration?)", hint);
+    }
     if let Some(known) = KNOWN.iter().find(|it| head.starts_with(it.start)) {
         return unsupported(known.what, known.hint);
     }
@@ -114,16 +120,16 @@ pub(super) fn sniff(head: &[u8], max_safetensors_header_bytes: u64) -> Result<Co
     if is_legacy(head) {
         return Ok(Container::Legacy);
     }
-    if let (Some(claimed_bytes), Some(&first)) = (head.first_chunk::<8>(), head.get(8)) {
-        let fits = u64::from_le_bytes(*claimed_bytes) <= max_safetensors_header_bytes;
-        // A header that is too long is still told as safetensors when the JSON shows.
-        if first == b'{' || (fits && first.is_ascii_whitespace()) {
-            return Ok(Container::Safetensors);
-        }
+    if header_fits && head.get(8).is_some_and(u8::is_ascii_whitespace) {
+        return Ok(Container::Safetensors);
     }
     let is_pickle = head[0] == 0x80 && head.get(1).is_some_and(|&protocol| (1..=5).contains(&protocol));
     if is_pickle || TEXT_PICKLES.iter().any(|it| head.starts_with(it)) {
         return Ok(Container::Pickle);
+    }
+    // A header that is too long is still told as safetensors when the JSON shows.
+    if is_json(8) {
+        return Ok(Container::Safetensors);
     }
     let first: Vec<String> = head.iter().take(8).map(|it| format!("{it:02x}")).collect();
     Err(Fault::new(EXPECTED, format!("a file that starts with {}", first.join(" ")))
@@ -161,6 +167,7 @@ mod tests {
         assert_eq!(sniff(b"PK\x03\x04rest", 100).unwrap(), Container::Zip);
         assert_eq!(sniff(b"\x02\0\0\0\0\0\0\0{}", 100).unwrap(), Container::Safetensors);
         assert_eq!(sniff(b"\x04\0\0\0\0\0\0\0  {}", 100).unwrap(), Container::Safetensors);
+        assert_eq!(sniff(b"\x1f\x8b\0\0\0\0\0\0{}", 100_000).unwrap(), Container::Safetensors);
         let legacy: [&[u8]; 3] = [
             b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.",
             b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.",
@@ -187,7 +194,7 @@ mod tests {
         assert!(found(b"\n<!DOCTYPE HTML><p>").contains("web page"));
         assert!(found(b"\x1f\x8b\x08").contains("gzip"));
         assert!(found(b"\xff\xd8\xff\xe0").contains("JPEG"));
-        assert!(found(b"{\"metadata\": {}}").contains("JSON"));
+        assert!(found(b"{\"a\": [{\"b\": 1}]}").contains("JSON"));
         assert!(found(b"\xfe\xd8\xff\xe0").contains("fe d8 ff e0"));
     }
 }

@@ -101,7 +101,9 @@ fn bytes_behind_the_last_storage_are_told() {
 #[test]
 fn lies_about_storages_are_found() {
     let object = dict(&[("a", tensor(&text("k1"), 4, 4, b"N"))]);
-    let cases: &[(&[&str], &[(i64, usize)], &str)] = &[
+    /// Keys, numbers of elements with bytes, and what the error says.
+    type Case<'a> = (&'a [&'a str], &'a [(i64, usize)], &'a str);
+    let cases: &[Case<'_>] = &[
         (&["k1"], &[(5, 20)], "storage `k1` of 4 elements"),
         (&["k1"], &[(-4, 16)], "-4"),
         (&["k1"], &[(i64::MIN, 16)], "storage `k1` of 4 elements"),

@@ -1,6 +1,7 @@
 //! Small pickles by hand, one per rule.
 
 use super::*;
+use crate::{format::window::Window, source::MemorySource};
 use proptest::prelude::*;
 
 fn value(bytes: &[u8]) -> Value {
@@ -156,12 +157,16 @@ proptest! {
     #[test]
     fn any_opcodes_end_in_an_error_or_a_value(
         opcodes in prop::collection::vec(
-            prop::sample::select(b"(.0]a}su)tRb\x85\x86\x87eld2N\x88q\0h\0K\x01\x81\x90\x91\x93\x94cx\ny\nU\x01a".to_vec()),
+            prop::sample::select(b"(.0]a}su)tRb\x85\x86\x87eld2N\x88q\0h\0K\x01\x81\x90\x91\x93\x94cx\ny\nU\x01aISVLFpgPioQ\n\n'\\-1".to_vec()),
             0..60,
         ),
     ) {
         if let Ok(mut pickle) = read(&opcodes, 0, &Limits::default()) {
             pickle.arena.merge_duplicate_keys(1);
+            // What finds the end of a pickle in a file agrees with what reads it.
+            let source = MemorySource::new("x", opcodes.clone());
+            let skeleton = skim(&mut Window::new(&source, 0..u64::MAX), 0, 1000).unwrap();
+            prop_assert_eq!(skeleton.end_byte, opcodes.len() as u64 - pickle.trailing_bytes);
         }
     }
 }

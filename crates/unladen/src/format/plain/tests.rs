@@ -83,6 +83,8 @@ fn strings_that_are_no_storage_end_in_an_error() {
         let error = open([b"\x80\x03", &tensor(&bytes(&inner), 4)[..], b"."].concat()).unwrap_err();
         assert!(matches!(error, Error::Corrupt(_)), "{error}");
     }
+    let archive = open([b"\x80\x03", &tensor(&bytes(b"PK\x03\x04rest"), 4)[..], b"."].concat()).unwrap_err();
+    assert!(matches!(archive, Error::Unsupported(_)), "{archive}");
     // A file inside the file inside the file.
     let nested = [START, b"\x80\x03", &tensor(&bytes(&good), 4), b".\x80\x02]."].concat();
     let error = open([b"\x80\x03", &tensor(&bytes(&nested), 4)[..], b"."].concat()).unwrap_err();
