@@ -17,7 +17,7 @@ const PAGE_BYTES: usize = 4096;
 /// What a tensor takes while a distributed checkpoint is opened, its chunks apart: measured on 40 to 40,000 tensors.
 const DCP_TENSOR_BYTES: u64 = 800;
 /// What a chunk of a tensor takes: measured on 20,000 of them.
-const DCP_CHUNK_BYTES: u64 = 900;
+const DCP_CHUNK_BYTES: u64 = 960;
 /// The ends of archives and windows of local headers, however few tensors there are.
 const READS_BYTES: u64 = 256 << 10;
 
