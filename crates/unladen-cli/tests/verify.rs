@@ -121,3 +121,15 @@ fn a_budget_is_kept_or_one_is_named_that_works() {
     ends(0, &["--host-budget", "4MiB"], &[&good]);
     ends(0, &["--host-budget", "8MiB"], &[&good, &good]);
 }
+
+#[test]
+fn views_that_claim_more_bytes_than_can_be_counted_are_an_error_and_no_panic() {
+    let huge = fixtures().join("hostile/p72_expanded_beyond_64_bits.pt");
+    ends(0, &[], &[&huge]);
+    let (stdout, _) = ends(1, &["--write-manifest", "never.json"], &[&huge]);
+    assert!(stdout.contains("40 faults") && stdout.contains("`w39`"), "{stdout}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_unladen"));
+    let output = command.args(["inspect", "--hash", "sha256"]).arg(&huge).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && words.contains("stored bytes"), "{words}");
+}

@@ -13,9 +13,12 @@ use std::{
 };
 use tempfile::TempDir;
 use unladen::{
-    Error, Format, Limits, OpenCheckpoint, Progress, open,
+    Checkpoint, DType, Error, Format, Limits, OpenCheckpoint, Progress,
+    contents::{ReadPlan, files_of},
+    open,
     save::{self, Output},
     source::{FileSet, FileSource, RawRead},
+    tensor::{Backing, FileId, Layout, Storage, StorageId, Tensor},
     verify::{self, Check, Checked, Comparison, Difference, Kind, Manifest, compare},
 };
 
@@ -217,6 +220,45 @@ fn a_place_that_the_disk_cannot_read_is_a_finding_and_the_rest_is_checked() {
         assert_eq!((finding.kind, &finding.tensors[..]), (Kind::Unreadable, &["b".to_owned()][..]));
         assert!(finding.found.contains("Input/output error"), "{finding:?}");
         assert_eq!(checked.manifest, None, "a manifest that lacks a tensor would be wrong");
+    }
+}
+
+#[test]
+fn expanded_views_of_any_size_are_refused_one_by_one() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("a.bin");
+    fs::write(&path, [7; 4]).unwrap();
+    let mut files = FileSet::default();
+    files.push(FileSource::open(&path).unwrap());
+    let huge = Layout::strided(DType::F32, &[1 << 60], &[0], 0).unwrap();
+    let storage = Storage { file: FileId(0), start_byte: 0, len_bytes: 4, swapped: false };
+    let checkpoint = Checkpoint {
+        format: Format::Pth,
+        path,
+        files: files.stamps(),
+        // Each its own, so that they are not tied; together they claim more bytes than a number holds.
+        storages: vec![storage; 8],
+        extents: Vec::new(),
+        tensors: (0..8)
+            .map(|it| {
+                let backing = Backing::Storage(StorageId(it));
+                Tensor { name: format!("huge{it}"), layout: huge.clone(), backing }
+            })
+            .collect(),
+        warnings: Vec::new(),
+    };
+    checkpoint.validate().unwrap();
+    let checkpoint = OpenCheckpoint::new(checkpoint, files);
+    let kinds: Vec<Kind> = check(&checkpoint, None).unwrap().findings.iter().map(|it| it.kind).collect();
+    assert_eq!(kinds, [Kind::Unreadable; 8]);
+    assert_eq!(check_records(&checkpoint).findings, []);
+    let plan = ReadPlan::new(&checkpoint, checkpoint.files(), BUDGET_BYTES, 2).unwrap();
+    let open = files_of(checkpoint.files());
+    for result in [
+        verify::hash_tensors(&checkpoint, &open, &plan, &Progress::default()).map(|_| ()),
+        compare([(&*checkpoint, checkpoint.files()); 2], BUDGET_BYTES, &Progress::default()).map(|_| ()),
+    ] {
+        assert!(matches!(result, Err(Error::Unsupported(_))), "{result:?}");
     }
 }
 

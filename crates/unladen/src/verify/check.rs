@@ -136,7 +136,7 @@ pub fn check(
         n_compared: goals.iter().filter(|it| it.wants_crc32).count() as u64,
         n_without_checksum: archives.count(|it| it.range.is_some() && it.crc32.is_none()),
         n_packed: archives.count(|it| it.range.is_none()),
-        read_bytes: goals.iter().map(|it| it.len_bytes(checkpoint)).sum(),
+        read_bytes: goals.iter().fold(0, |sum, it| sum.saturating_add(it.len_bytes(checkpoint))),
         findings: archives.findings(&goals, &seen, checkpoint, &first),
         manifest: None,
     };

@@ -2,7 +2,7 @@
 
 use super::{
     difference::{Elements, Tally},
-    threads::on_threads,
+    threads::{on_threads, total},
     tree_hash,
 };
 use crate::{
@@ -127,7 +127,7 @@ pub fn compare(
         only_in: [only_in(one, &other_by_name), only_in(other, &one_by_name)],
         different: in_both.iter().filter_map(|&ids| Some((name(ids[0]), difference(ids)?))).collect(),
         n_in_both: in_both.len() as u64,
-        compared_bytes: jobs.iter().map(|it| it.part.end - it.part.start).sum(),
+        compared_bytes: jobs.iter().fold(0, |sum, it| sum.saturating_add(it.part.end - it.part.start)),
         ties_differ: ties_differ(in_both.iter().filter(|ids| has_bytes(ids)).map(|&ids| first(ids))),
     })
 }
@@ -180,7 +180,7 @@ fn tallies(
     progress: &Progress,
 ) -> Result<Vec<Tally>> {
     let sizes: Vec<u64> = jobs.iter().map(|it| it.part.end - it.part.start).collect();
-    progress.expect(2 * sizes.iter().sum::<u64>());
+    progress.expect(total(&sizes).saturating_mul(2));
     let reader = |side: usize| Reader::new(sides[side], open[side], &plans[side], progress);
     let readers = || Ok([reader(0)?, reader(1)?]);
     let n_threads = plans[0].n_threads().min(plans[1].n_threads());

@@ -1,6 +1,6 @@
 //! Hashes of tensors, and the digest of all of them: what two loads, two files or two programs agree on.
 
-use super::threads::on_threads;
+use super::threads::{on_threads, total};
 use crate::{
     checkpoint::Checkpoint,
     contents::{OpenFile, ReadPlan, Reader},
@@ -30,7 +30,7 @@ pub fn hash_tensors(
         .filter(|&id| first[id.0 as usize] == id && has_data(id))
         .collect();
     let sizes: Vec<u64> = apart.iter().map(|&id| checkpoint.tensor(id).layout.len_bytes()).collect();
-    progress.expect(sizes.iter().sum());
+    progress.expect(total(&sizes));
     let reader = || Reader::new(checkpoint, files, plan, progress);
     let hashes = on_threads(plan.n_threads(), &sizes, reader, |reader, index| {
         let mut hash = Sha256::new();
@@ -63,7 +63,7 @@ pub fn digest<'a>(tensors: impl IntoIterator<Item = (&'a str, DType, &'a [u64], 
 pub fn digest_of(state: &StateDict<'_>, path: &Path, progress: &Progress) -> Result<String> {
     let tensors: Vec<(&str, TensorView<'_>)> = state.iter().collect();
     let sizes: Vec<u64> = tensors.iter().map(|(_, view)| view.bytes.len() as u64).collect();
-    progress.expect(sizes.iter().sum());
+    progress.expect(total(&sizes));
     let hashes = on_threads(
         thread::available_parallelism().map_or(2, |it| it.get()).clamp(2, MAX_THREADS),
         &sizes,

@@ -2,7 +2,7 @@
 //! and both at once where a record is a tensor. What follows from it is `check`'s.
 
 use super::{
-    threads::on_threads,
+    threads::{on_threads, total},
     tree_hash::{self, Node, PartHasher},
 };
 use crate::{
@@ -105,7 +105,7 @@ pub(super) fn read(
     progress: &Progress,
 ) -> Result<Vec<Seen>> {
     let sizes: Vec<u64> = jobs.iter().map(|it| it.part.end - it.part.start).collect();
-    progress.expect(sizes.iter().sum());
+    progress.expect(total(&sizes));
     let reader = || Reader::new(checkpoint, files, plan, progress);
     let done = on_threads(plan.n_threads(), &sizes, reader, |reader, index| {
         let job = &jobs[index];

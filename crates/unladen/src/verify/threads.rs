@@ -47,3 +47,8 @@ pub(super) fn on_threads<S, T: Send>(
     done.sort_unstable_by_key(|(index, _)| *index);
     Ok(done.into_iter().map(|(_, result)| result).collect())
 }
+
+/// The sum of sizes of which each may be as large as a file can claim: an expanded view of four bytes holds any number.
+pub(super) fn total(sizes: &[u64]) -> u64 {
+    sizes.iter().fold(0, |sum, &it| sum.saturating_add(it))
+}
