@@ -2,7 +2,7 @@
 
 use super::{OpenOptions, names::decode_file_name, open_file};
 use crate::{
-    checkpoint::{Checkpoint, Format, Warning},
+    checkpoint::{Checkpoint, Composite, Format, Warning},
     error::{Error, Fault, Result},
     source::{FileSet, FileSource},
     tensor::{Backing, FileId, Storage, StorageId},
@@ -128,6 +128,8 @@ fn open_tensors(
         storages: Vec::new(),
         extents: Vec::new(),
         tensors: Vec::new(),
+        composites: Vec::new(),
+        roots: Vec::new(),
         warnings: Vec::new(),
     };
     for (name, file_path) in named {
@@ -144,6 +146,10 @@ fn open_tensors(
         if let Backing::Storage(storage) = &mut tensor.backing {
             *storage = StorageId(first_storage + storage.0);
         }
+        let n_before = folder.tensors.len() as u32;
+        let composites =
+            one.composites.into_iter().map(|it| Composite { name: name.clone(), ..it.shifted(n_before) });
+        folder.composites.extend(composites);
         tensor.name = name;
         folder.tensors.push(tensor);
         folder.storages.extend(one.storages.into_iter().map(|it| Storage { file, ..it }));

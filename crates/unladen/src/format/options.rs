@@ -1,10 +1,17 @@
 //! What the caller decides about reading headers.
 
+use crate::checkpoint::Root;
+
 /// How a checkpoint is opened.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
     /// How much a file may claim.
     pub limits: Limits,
+    /// The part of the checkpoint that is opened; `None`: all of it, with full names.
+    pub root: Option<Root>,
+    /// Refuse what PyTorch's `weights_only` would refuse to name in a pickle, and bytes behind the end of a format. Without
+    /// it both are warnings: nothing that a file names is run in either case.
+    pub strict: bool,
 }
 
 /// The most that a file may claim; each claim is checked before memory is taken for it. What exceeds one is

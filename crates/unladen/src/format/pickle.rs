@@ -4,12 +4,11 @@ mod arena;
 mod build;
 mod symbol;
 
-pub(super) use arena::{Arena, Run, Value, Wide};
-pub(super) use symbol::Meaning;
+pub(super) use arena::{Arena, Piece, Run, Text, Value, Wide, pieces};
+pub(super) use symbol::{Meaning, Symbol, modern_module};
 
 use super::Limits;
 use crate::error::{Error, Fault, Result};
-use arena::Text;
 use foldhash::{HashMap, HashMapExt as _};
 
 /// Beyond this, positions of 32 bits would not do.

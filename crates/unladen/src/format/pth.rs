@@ -4,6 +4,7 @@ use super::{
     OpenOptions,
     pickle::{self, Arena, Meaning, Value},
     rebuild::{Rebuild, StorageRef, unsigned},
+    roots, symbols,
     tree::{self, MAX_WARNINGS},
     zip::{Archive, Entry, Records, show},
 };
@@ -20,13 +21,46 @@ use crate::{
 const VERSIONS: std::ops::RangeInclusive<u64> = 1..=10;
 /// The records `version` and `byteorder` are a word each.
 const MAX_WORD_BYTES: u64 = 64;
-/// Symbols that a warning names; what comes after is counted.
-const MAX_SYMBOLS: usize = 50;
 /// Records that only TorchScript archives have.
 const TORCHSCRIPT: [&str; 3] = ["constants.pkl", "model.json", "attributes.pkl"];
 
+/// An archive's pickle, and the storages that it names.
+pub(super) struct Contents<'a> {
+    pub(super) arena: &'a Arena<'a>,
+    pub(super) root: Value,
+    pub(super) storages: Vec<Storage>,
+    pub(super) refs: Vec<StorageRef>,
+    pub(super) warnings: Vec<Warning>,
+}
+
 /// Reads an archive from its directory, its small records and its pickle.
 pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
+    with_contents(source, options, |contents| {
+        let Contents { arena, root, mut storages, refs, mut warnings } = contents;
+        let rebuild = Rebuild { arena, storages: &storages, refs: &refs };
+        let mut listing = tree::list(&rebuild, root, &options.limits, &mut warnings)?;
+        storages.shrink_to_fit();
+        listing.tensors.shrink_to_fit();
+        Ok(Checkpoint {
+            format: Format::Pth,
+            path: stamp.path.clone(),
+            files: vec![stamp],
+            storages,
+            extents: Vec::new(),
+            tensors: listing.tensors,
+            composites: listing.composites,
+            roots: roots::candidates(arena, root),
+            warnings,
+        })
+    })
+}
+
+/// Reads everything but the tensors, and passes it to `look`.
+pub(super) fn with_contents<T>(
+    source: &dyn ReadAt,
+    options: &OpenOptions,
+    look: impl FnOnce(Contents<'_>) -> Result<T>,
+) -> Result<T> {
     let limits = &options.limits;
     let archive = Archive::read(source, limits)?;
     let records = archive.by_name()?;
@@ -52,26 +86,13 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
         warnings.push(Warning::TrailingBytes { after, len_bytes: pickle.trailing_bytes });
     }
     warnings.extend(pickle.arena.merge_duplicate_keys(MAX_WARNINGS).into_iter().map(Warning::DuplicateKey));
-    warnings.extend(unknown_symbols(&pickle.arena));
+    symbols::check(&pickle.arena, options.strict, &mut warnings)?;
 
     let (storages, refs) = storages(&pickle.arena, &records, root, swapped)?;
     // What comes next takes as much again.
     drop(records);
     drop(archive);
-    let rebuild = Rebuild { arena: &pickle.arena, storages: &storages, refs: &refs };
-    let mut tensors = tree::tensors(&rebuild, pickle.root, limits, &mut warnings)?;
-    let mut storages = storages;
-    storages.shrink_to_fit();
-    tensors.shrink_to_fit();
-    Ok(Checkpoint {
-        format: Format::Pth,
-        path: stamp.path.clone(),
-        files: vec![stamp],
-        storages,
-        extents: Vec::new(),
-        tensors,
-        warnings,
-    })
+    look(Contents { arena: &pickle.arena, root: pickle.root, storages, refs, warnings })
 }
 
 /// The folder that every record is in, with its `/`. Its name is free text and never used as a path.
@@ -235,22 +256,6 @@ fn persistent_id<'a>(arena: &Arena<'a>, id: Value) -> Result<(Option<DType>, &'a
             Err(Fault::new("a class of storages", found.escape_debug().to_string()).unsupported())
         }
     }
-}
-
-fn unknown_symbols(arena: &Arena<'_>) -> Option<Warning> {
-    let unknown = arena.symbols.iter().filter(|it| it.meaning == Meaning::Unknown);
-    let mut names: Vec<_> = unknown.map(|it| (it.module, it.name)).collect();
-    names.sort_unstable();
-    names.dedup();
-    let n_more = names.len().saturating_sub(MAX_SYMBOLS);
-    let shown = |(module, name): (&[u8], &[u8])| {
-        format!("{}.{}", String::from_utf8_lossy(module), String::from_utf8_lossy(name))
-    };
-    let mut names: Vec<String> = names.into_iter().take(MAX_SYMBOLS).map(shown).collect();
-    if n_more > 0 {
-        names.push(format!("{n_more} more"));
-    }
-    (!names.is_empty()).then_some(Warning::UnknownSymbols(names))
 }
 
 #[cfg(test)]

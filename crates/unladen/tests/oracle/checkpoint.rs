@@ -70,6 +70,8 @@ impl Case {
             storages: self.storages.clone(),
             extents: self.extents.clone(),
             tensors: self.tensors.clone(),
+            composites: Vec::new(),
+            roots: Vec::new(),
             warnings: Vec::new(),
         };
         checkpoint.validate().unwrap();
