@@ -159,7 +159,7 @@ fn print(checkpoint: &OpenCheckpoint, listing: &Listing<'_>) {
     for made in &listing.composites {
         let [name, what] = [made.name, &made.what].map(|it| it.escape_debug());
         let parts = made.parts.join(", ");
-        out::result(&format!("`{name}` is {what} {:?}, made of {}", made.shape, parts.escape_debug()));
+        out::result(&format!("`{name}` {:?}: {what}; made of {}", made.shape, parts.escape_debug()));
     }
     let n_storages = checkpoint.storages.len();
     out::words(&format!(
