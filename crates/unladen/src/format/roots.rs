@@ -37,21 +37,24 @@ pub(super) fn candidates(arena: &Arena<'_>, root: Value) -> Vec<String> {
     let Some(top) = dict_of(arena, root) else { return Vec::new() };
     let mut n_looks = LOOKS_PER_BYTE * arena.bytes.len();
     let mut is_state = |value| has_tensor(arena, value, &mut n_looks);
-    let known: Vec<String> = KNOWN
-        .iter()
-        .filter(|key| arena.get(top, key).is_some_and(&mut is_state))
-        .map(|key| (*key).to_owned())
-        .collect();
-    if !known.is_empty() {
+    let items = &arena.dicts[top as usize].items;
+    // One pass: the outermost dictionary may be a state dict of 100,000 names.
+    let mut known = [None; KNOWN.len()];
+    for &(key, value) in items {
+        let Value::Str(text) = key else { continue };
+        if let Some(position) = KNOWN.iter().position(|it| it.as_bytes() == arena.bytes(text)) {
+            known[position] = Some(value);
+        }
+    }
+    let known = KNOWN.iter().zip(known).filter(|(_, value)| value.is_some_and(&mut is_state));
+    let known: Vec<String> = known.map(|(key, _)| (*key).to_owned()).collect();
+    if !known.is_empty() || items.iter().any(|&(_, value)| is_tensor(arena, value)) {
         return known;
     }
     // No known name: the only one that it can be.
-    let items = &arena.dicts[top as usize].items;
-    let Some(only) = items.iter().position(|&(_, value)| is_state(value)) else { return Vec::new() };
-    let is_alone = !items.iter().any(|&(_, value)| is_tensor(arena, value))
-        && !items[only + 1..].iter().any(|&(_, value)| is_state(value));
-    match items[only].0 {
-        key @ Value::Str(_) if is_alone => {
+    let mut states = items.iter().filter(|(_, value)| is_state(*value));
+    match (states.next(), states.next()) {
+        (Some(&(key @ Value::Str(_), _)), None) => {
             let mut name = String::new();
             arena.push_key(key, &mut name);
             vec![name]

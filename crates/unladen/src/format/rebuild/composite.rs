@@ -183,14 +183,21 @@ impl Rebuild<'_> {
             named.iter().map(|it| it.1).chain([get("_metadata_cache")]).collect();
         named.push(("metadata", get("_metadata_cache")));
         // The attributes are the same things once more. Others are walked as those of any tensor.
-        parts.retain(|it| {
-            let Value::Dict(dict) = *it else { return *it != Value::None };
-            let dict = &self.arena.dicts[dict as usize];
-            dict.items.iter().any(|(_, value)| match value {
-                Value::Call(_) | Value::Dict(_) | Value::List(_) | Value::Tuple(_) => !known.contains(value),
-                _ => false,
-            })
-        });
+        let mut others = Parts::new();
+        for attribute in std::mem::take(parts) {
+            let is_repeated = match attribute {
+                Value::Dict(dict) => {
+                    let items = &self.arena.dicts[dict as usize].items;
+                    visits.spend(items.len() as u64)?;
+                    items.iter().all(|(_, value)| known.contains(value) || self.is_plain(*value))
+                }
+                value => self.is_plain(value),
+            };
+            if !is_repeated {
+                others.push(attribute);
+            }
+        }
+        *parts = others;
         Ok(Whole::new(CompositeKind::Nested, Dims::from_slice(&[n_rows]), named))
     }
 
@@ -261,6 +268,20 @@ impl Rebuild<'_> {
         match unwrapped {
             Unwrapped::Tensor(view) => Ok(view),
             _ => Err(malformed("a plain tensor as a part of another", value)),
+        }
+    }
+
+    /// True for what holds no tensor at first sight: a number, a text, a short list of such.
+    fn is_plain(&self, value: Value) -> bool {
+        let is_leaf = |it: &Value| {
+            !matches!(
+                it,
+                Value::Call(_) | Value::Dict(_) | Value::List(_) | Value::Tuple(_) | Value::Storage(_)
+            )
+        };
+        match self.arena.sequence(value) {
+            Some(items) => items.len() <= MAX_DIMS && items.iter().all(is_leaf),
+            None => is_leaf(&value),
         }
     }
 
