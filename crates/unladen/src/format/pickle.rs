@@ -4,7 +4,7 @@ mod arena;
 mod build;
 mod symbol;
 
-pub(super) use arena::{Arena, Piece, Run, Text, Value, Wide, pieces};
+pub(super) use arena::{Arena, Piece, Run, Text, Value, Wide, pieces, shortened};
 pub(super) use symbol::{Meaning, Symbol, modern_module};
 
 use super::Limits;

@@ -290,7 +290,8 @@ impl Printer<'_, '_, '_> {
             true => json::open(&node, text),
             false => text::open(&node, text),
         }
-        self.visits.spend(1)?;
+        let n_bytes = self.writer.text.len() - before_bytes;
+        self.visits.spend((n_bytes / TEXT_BYTES_PER_VISIT) as u64)?;
         let is_numbered = number.is_some();
         self.frames.push(Frame { node, next: 0, is_inline, is_numbered, indent });
         Ok(())

@@ -9,7 +9,7 @@ pub(super) use module::is_module;
 
 use super::{
     Limits,
-    pickle::{Arena, Value},
+    pickle::{Arena, Value, shortened},
     rebuild::{Parts, Rebuild, Rebuilt, View, Visits, Whole},
 };
 use crate::{
@@ -187,8 +187,8 @@ impl<'a> Walk<'a> {
             let name = name.to_owned();
             self.found.composites.push(Composite { name, kind, shape, parts });
         } else if let (CompositeKind::Subclass { class }, false) = (whole.kind, frame.place.is_hidden) {
-            self.path.truncate(frame.path_bytes);
-            self.warn(Warning::LeftOut(format!("tensor `{}` of class {class}, without data", self.path)));
+            let name = shortened(self.path.get(..frame.path_bytes).unwrap_or_default());
+            self.warn(Warning::LeftOut(format!("tensor `{name}` of class {class}, without data")));
         }
     }
 
@@ -196,14 +196,20 @@ impl<'a> Walk<'a> {
     fn visit(&mut self, value: Value, place: Place) -> Result<()> {
         let Some(mark) = self.arena.identity(value) else {
             if matches!(value, Value::Storage(_)) {
-                self.warn(Warning::LeftOut(format!("storage `{}`, which no tensor views", self.path)));
+                self.warn(Warning::LeftOut(format!(
+                    "storage `{}`, which no tensor views",
+                    shortened(&self.path)
+                )));
             }
             return Ok(());
         };
         match self.marks[mark] {
             Mark::Barren => return Ok(()),
             Mark::Open => {
-                self.warn(Warning::LeftOut(format!("`{}`, which leads back to what holds it", self.path)));
+                self.warn(Warning::LeftOut(format!(
+                    "`{}`, which leads back to what holds it",
+                    shortened(&self.path)
+                )));
                 self.fertilise();
                 return Ok(());
             }
@@ -258,7 +264,7 @@ impl<'a> Walk<'a> {
             self.found(own, call, place)?;
         }
         if let (Some(what), false) = (left_out, place.is_hidden) {
-            self.warn(Warning::LeftOut(format!("{what} of `{}`", self.path)));
+            self.warn(Warning::LeftOut(format!("{what} of `{}`", shortened(&self.path))));
         }
         let is_fertile = !matches!(begun.kind, CompositeKind::Subclass { .. });
         // The last that is entered is the first to be walked.
@@ -297,7 +303,7 @@ impl<'a> Walk<'a> {
         if place.is_hidden {
             self.warn(Warning::LeftOut(format!(
                 "tensor `{}`, which is not in the module's state",
-                self.path
+                shortened(&self.path)
             )));
             return Ok(());
         }
@@ -379,9 +385,4 @@ impl<'a> Walk<'a> {
             self.n_silent += 1;
         }
     }
-}
-
-/// The start of a path, for a message.
-fn shortened(path: &str) -> String {
-    path.chars().take(80).collect()
 }

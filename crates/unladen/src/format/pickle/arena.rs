@@ -177,9 +177,15 @@ impl<'a> Arena<'a> {
             Value::None => write!(name, "None"),
             Value::Float(Wide(number)) => write!(name, "{number:?}"),
             Value::Tuple(run) => {
+                let start_bytes = name.len();
                 name.push('(');
                 for (index, &item) in self.run(run).iter().enumerate() {
                     name.push_str(if index == 0 { "" } else { ", " });
+                    // One long string may stand in it many times.
+                    if name.len() - start_bytes > MAX_TUPLE_BYTES {
+                        name.push_str("..");
+                        break;
+                    }
                     match item {
                         // One level is what keys are made of; more could go on for ever.
                         Value::Tuple(_) => name.push_str("(..)"),
@@ -210,7 +216,19 @@ impl<'a> Arena<'a> {
             self.push_key(key, &mut name);
             name
         };
-        twice.into_iter().map(name).collect()
+        twice.into_iter().map(name).map(|it| shortened(&it)).collect()
+    }
+}
+
+/// A tuple that is a key is not written out further than this.
+const MAX_TUPLE_BYTES: usize = 4096;
+
+/// The start of a name, for a message: a file may make one of millions of bytes, and hundreds of messages about it.
+pub(crate) fn shortened(name: &str) -> String {
+    const MAX_CHARS: usize = 500;
+    match name.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}...", name.get(..end).unwrap_or_default()),
+        None => name.to_owned(),
     }
 }
 

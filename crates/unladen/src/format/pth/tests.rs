@@ -201,3 +201,20 @@ fn a_subclass_without_data_is_told_and_a_sparse_tensor_of_sparse_parts_refused()
     let error = open(&[b"}", &key("w"), &inner, b"s"]).unwrap_err();
     assert!(error.to_string().contains("plain tensor"), "{error}");
 }
+
+#[test]
+fn long_texts_that_are_referred_to_many_times_take_little() {
+    let long = [&key(&"x".repeat(200_000))[..], b"q\x090"].concat();
+    // A tuple as a key, of one text many times over.
+    let tuple = [b"(", &b"h\x09".repeat(100_000)[..], b"t"].concat();
+    let checkpoint = open(&[&long, b"}", &tuple, &tensor(0, 1), b"s"]).unwrap();
+    assert!(checkpoint.tensors[0].name.len() < 300_000);
+    // Paths of it, and a warning for each storage there.
+    let storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ";
+    let many = [b"](", &[&storage[..], b"q\x08"].concat()[..], &b"h\x08".repeat(200), b"e"].concat();
+    let checkpoint = open(&[&long, b"}h\x09", b"}h\x09", &many, b"ss"]).unwrap();
+    assert!(checkpoint.warnings.iter().all(|it| it.to_string().len() < 2_000));
+    // Names of code.
+    let error = open(&[&long, b"h\x09h\x09\x93"]).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(_)), "{error}");
+}
