@@ -122,7 +122,8 @@ def test_packed_integers_are_listed_as_their_bytes_and_said_to_be(tmp_path, dtyp
     torch.save({"q": quantised, "w": torch.ones(3)}, path)
     packed = bytes(quantised.untyped_storage())
     found = ok_json("inspect", "--hash", "sha256", path)
-    q, w = found["tensors"]
+    q, scales, zero_points, w = found["tensors"]
     assert (q["name"], q["dtype"], q["shape"], q["sha256"]) == ("q", str(dtype).removeprefix("torch."), [len(packed)], sha256(packed))
-    assert (w["name"], w["shape"]) == ("w", [3])
-    assert any("shape" in warning and "`q`" in warning for warning in found["warnings"]), found["warnings"]
+    assert (w["name"], w["shape"], scales["name"], zero_points["name"]) == ("w", [3], "q.scales", "q.zero_points")
+    composite, = found["composites"]
+    assert (composite["name"], composite["shape"], composite["axis"]) == ("q", [4, 6], 0)

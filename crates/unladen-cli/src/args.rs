@@ -3,7 +3,7 @@
 use crate::human;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
-use unladen::{Casts, Device, Format, Intent, IoPath, PlanOptions, Strategy};
+use unladen::{Casts, Device, Format, Intent, IoPath, OpenOptions, PlanOptions, Strategy, checkpoint::Root};
 
 /// Loads neural-network weights with no extra weight.
 #[derive(Parser)]
@@ -43,6 +43,31 @@ pub(crate) enum Gpt2Command {
     Forward(ForwardArgs),
     /// Load a GPT-2 and continue a text, greedily.
     Generate(GenerateArgs),
+}
+
+/// What is opened and how trustingly: what every command that opens a checkpoint takes.
+#[derive(ClapArgs, Clone)]
+pub(crate) struct OpenArgs {
+    /// Open only what is named below this path, such as `model` or `a.b`, by the names from there on. auto: the state dict,
+    /// where other things stand beside it (`unladen inspect` says which).
+    #[arg(long, value_name = "PATH")]
+    pub(crate) root: Option<Root>,
+    /// Refuse a file that names what PyTorch's weights_only would refuse, or that goes on behind its end. Without it both
+    /// are warnings: nothing that a file names is run in either case.
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+impl OpenArgs {
+    pub(crate) fn options(&self) -> OpenOptions {
+        OpenOptions { root: self.root.clone(), strict: self.strict, ..OpenOptions::default() }
+    }
+
+    /// The same words again, for a command that is started by another.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let root = self.root.iter().map(|it| format!("--root={it}"));
+        root.chain(self.strict.then(|| "--strict".to_owned())).collect()
+    }
 }
 
 /// How to load: what every command that loads takes.
@@ -110,6 +135,8 @@ pub(crate) struct PlanArgs {
     /// A checkpoint file, or a folder with one file per tensor.
     pub(crate) file: PathBuf,
     #[command(flatten)]
+    pub(crate) open: OpenArgs,
+    #[command(flatten)]
     pub(crate) how: HowArgs,
     /// Free host memory of the machine that is meant, if it is not this one.
     #[arg(long, value_name = "BYTES", value_parser = human::parse_bytes)]
@@ -127,6 +154,8 @@ pub(crate) struct CompareArgs {
     /// The checkpoint; without one, a randomly initialised GPT-2 is saved once and used.
     #[arg(conflicts_with = "gpt2")]
     pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
     /// The size of that GPT-2: tiny, small, medium, large or xl.
     #[arg(long, value_name = "SIZE", default_value = "small", value_parser = gpt2_size)]
     pub(crate) gpt2: String,
@@ -166,15 +195,30 @@ pub(crate) struct CompareArgs {
 pub(crate) struct InspectArgs {
     /// A checkpoint file, or a folder with one file per tensor.
     pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
     /// Read everything, and print a hash of each tensor's contiguous little-endian bytes.
     #[arg(long)]
     pub(crate) hash: Option<Hash>,
+    /// Print what stands beside the tensors instead: epochs, hyper-parameters, optimizer settings; with =full, all of it.
+    #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "cut",
+        conflicts_with_all = ["hash", "root"])]
+    pub(crate) tree: Option<Tree>,
     /// What reading everything may hold in host memory: 64MiB, 512M, 1.5GiB or none.
     #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = human::parse_bytes)]
     pub(crate) host_budget: u64,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How much of a tree is printed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tree {
+    /// Long and deep things are cut and counted.
+    Cut,
+    /// Everything.
+    Full,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -186,6 +230,8 @@ pub(crate) enum Hash {
 pub(crate) struct LoadArgs {
     /// A checkpoint file, or a folder with one file per tensor.
     pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
     #[command(flatten)]
     pub(crate) how: HowArgs,
     /// Fill the same memory a second time and say what that took: the price of refilling a model that is there.
@@ -216,6 +262,8 @@ pub(crate) struct ConvertArgs {
     /// What to write: NAME.pth, NAME.safetensors, or a folder with one file per tensor.
     #[arg(value_name = "OUT")]
     pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
     /// The format, where OUT does not say it.
     #[arg(long, value_parser = format)]
     pub(crate) to: Option<Format>,
@@ -274,6 +322,8 @@ pub(crate) struct SaveArgs {
 pub(crate) struct ForwardArgs {
     /// The checkpoint.
     pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
     /// Token ids, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1,2,3")]
     pub(crate) tokens: Vec<u32>,
@@ -291,6 +341,8 @@ pub(crate) struct ForwardArgs {
 pub(crate) struct GenerateArgs {
     /// The checkpoint.
     pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
     /// The text to continue.
     #[arg(long, default_value = "Every effort moves you")]
     pub(crate) prompt: String,

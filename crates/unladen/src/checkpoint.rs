@@ -1,9 +1,14 @@
 //! A checkpoint as data: what its headers say, with every claim checked. No I/O.
 
 mod append;
+mod composite;
 mod cover;
 mod metadata;
 mod packed;
+mod root;
+
+pub use composite::{Composite, CompositeKind, SparseLayout};
+pub use root::Root;
 
 use crate::{
     error::{Fault, Result},
@@ -82,6 +87,8 @@ impl Format {
 pub enum Warning {
     /// Objects of unknown classes: kept as symbols, never run. Names as `module.name`, sorted.
     UnknownSymbols(Vec<String>),
+    /// Of the symbols that were not run, those that could do harm if another program ran them. Names as `module.name`.
+    DangerousSymbols(Vec<String>),
     /// One key stood twice in a dictionary; the last value counts, as in Python.
     DuplicateKey(String),
     /// The archive lacks a record that PyTorch writes.
@@ -113,6 +120,22 @@ pub enum Warning {
         /// Bytes that are written again.
         len_bytes: u64,
     },
+    /// Only what is below one path was asked for.
+    OutsideRoot {
+        /// The path.
+        root: String,
+        /// How many tensors are not below it.
+        n_tensors: u64,
+        /// Their bytes, ties counted as often as they are named.
+        len_bytes: u64,
+    },
+    /// A format of plain tensors holds the parts of a sparse or nested tensor, and not that they are one.
+    PartsAlone {
+        /// The tensor.
+        name: String,
+        /// What it is, and its shape.
+        what: String,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -120,6 +143,14 @@ impl fmt::Display for Warning {
         match self {
             Warning::UnknownSymbols(names) => {
                 write!(f, "names code that was not run: {}", names.join(", ").escape_debug())
+            }
+            Warning::DangerousSymbols(names) => {
+                let names = names.join(", ");
+                write!(
+                    f,
+                    "dangerous: names {}, which was not run here; do not trust it",
+                    names.escape_debug()
+                )
             }
             Warning::DuplicateKey(key) => {
                 write!(f, "key `{}` stands twice, the last one counts", key.escape_debug())
@@ -139,12 +170,20 @@ impl fmt::Display for Warning {
             Warning::TiesWrittenOut { n_tensors, len_bytes } => {
                 write!(f, "{n_tensors} tied tensors lose their ties: {len_bytes} bytes are written again")
             }
+            Warning::OutsideRoot { root, n_tensors, len_bytes } => {
+                let root = root.escape_debug();
+                write!(f, "left out: {n_tensors} tensors ({len_bytes} bytes) that are not below `{root}`")
+            }
+            Warning::PartsAlone { name, what } => {
+                let [name, what] = [name, what].map(|it| it.escape_debug());
+                write!(f, "`{name}` ({what}) is written as its parts, tensors like any other")
+            }
         }
     }
 }
 
 /// What a checkpoint's headers say.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
     /// The kind of file or folder.
     pub format: Format,
@@ -158,6 +197,11 @@ pub struct Checkpoint {
     pub extents: Vec<Extent>,
     /// The tensors, in the file's order, by [`TensorId`].
     pub tensors: Vec<Tensor>,
+    /// Tensors that are made of others, in the order of their parts.
+    pub composites: Vec<Composite>,
+    /// Paths of what may be the state dict where other things stand beside it, the likeliest first; more than one: it is
+    /// ambiguous. Empty where the tensors stand at the top, and for formats without a tree.
+    pub roots: Vec<String>,
     /// What the user should know.
     pub warnings: Vec<Warning>,
 }

@@ -272,6 +272,8 @@ mod tests {
             storages: storages.collect(),
             extents: Vec::new(),
             tensors,
+            composites: Vec::new(),
+            roots: Vec::new(),
             warnings: Vec::new(),
         }
     }

@@ -15,12 +15,15 @@ mod options;
 mod persistent;
 mod pickle;
 mod plain;
+mod print;
 mod pth;
 mod rebuild;
 mod record;
 mod records;
+mod roots;
 mod safetensors;
 mod sniff;
+mod symbols;
 mod tar;
 mod torchscript;
 mod tree;
@@ -30,16 +33,18 @@ mod window;
 mod zip;
 
 pub use options::{Limits, OpenOptions};
+pub use print::{TreeStyle, tree};
 pub use records::{Record, records};
 
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Warning},
     error::{Error, Fault, Result},
     source::{FileSet, FileSource, ReadAt},
     stamp::FileStamp,
 };
-use sniff::Container;
+use sniff::{Container, Pickled};
 use std::path::Path;
+use whole::Contents;
 
 /// Reads the headers of a file or a folder, told by its content.
 ///
@@ -60,8 +65,18 @@ use std::path::Path;
 /// 7. The only safetensors file.
 ///
 /// Fails with [`Error::Io`] if the system does, with [`Error::Corrupt`] if a file contradicts itself or another, with
-/// [`Error::Unsupported`] for what is known and not read.
+/// [`Error::Unsupported`] for what is known and not read, with [`Error::Mismatch`] if no tensor is below the root that was
+/// asked for.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
+    let (checkpoint, files) = open_whole(path, options)?;
+    match &options.root {
+        None => Ok((checkpoint, files)),
+        Some(root) => Ok((checkpoint.restrict(root)?, files)),
+    }
+}
+
+/// Opens a checkpoint with all of its tensors.
+fn open_whole(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
     let meta = std::fs::metadata(path).map_err(|error| Error::io(path, "open the file", error))?;
     if meta.is_dir() {
         return folder::open(path, options);
@@ -99,7 +114,8 @@ fn head(source: &dyn ReadAt) -> Result<Vec<u8>> {
 
 /// Reads the headers of one file from any source. `stamp` says which file that is; its path goes into messages.
 ///
-/// Fails as [`open`] does. What it returns has passed [`Checkpoint::validate`].
+/// Fails as [`open`] does. What it returns has passed [`Checkpoint::validate`]. All of the file, whatever root is asked
+/// for: that is a matter of whole checkpoints, see [`Checkpoint::restrict`].
 pub fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
     let path = stamp.path.clone();
     parse_any(source, stamp, options).map_err(|error| error.in_file(&path))
@@ -113,12 +129,44 @@ fn parse_any(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Re
             .unsupported());
     }
     let checkpoint = match sniff::sniff(&head, options.limits.header_bytes)? {
-        Container::Zip => pth::parse(source, stamp, options)?,
         Container::Safetensors => safetensors::parse(source, stamp, options)?,
-        Container::Legacy => legacy::parse(source, stamp, options)?,
-        Container::Tar => tar::parse(source, stamp, options)?,
-        Container::Pickle => plain::parse(source, stamp, options)?,
+        Container::Pickled(kind) => {
+            with_contents(kind, source, stamp, options, |contents| whole::checkpoint(contents, options))?
+        }
     };
     checkpoint.validate()?;
+    if options.strict {
+        refuse_trailing_bytes(&checkpoint)?;
+    }
     Ok(checkpoint)
+}
+
+/// Reads a container around one pickle but for its tensors, and passes it to `look`.
+fn with_contents<T>(
+    kind: Pickled,
+    source: &dyn ReadAt,
+    stamp: FileStamp,
+    options: &OpenOptions,
+    look: impl FnOnce(Contents<'_>) -> Result<T>,
+) -> Result<T> {
+    match kind {
+        Pickled::Zip => pth::with_contents(source, stamp, options, look),
+        Pickled::Legacy => legacy::with_contents(source, stamp, options, look),
+        Pickled::Tar => tar::with_contents(source, stamp, options, look),
+        Pickled::Plain => plain::with_contents(source, stamp, options, look),
+    }
+}
+
+fn refuse_trailing_bytes(checkpoint: &Checkpoint) -> Result<()> {
+    let trailing = |it: &Warning| match it {
+        Warning::TrailingBytes { after, len_bytes } => Some((*after, *len_bytes)),
+        _ => None,
+    };
+    match checkpoint.warnings.iter().find_map(trailing) {
+        None => Ok(()),
+        Some((after, len_bytes)) => {
+            let expected = format!("nothing behind {after}");
+            Err(Fault::new(expected, format!("{len_bytes} bytes")).hint("open it without --strict").corrupt())
+        }
+    }
 }

@@ -101,6 +101,9 @@ pub fn entries_of(checkpoint: &Checkpoint) -> Result<Vec<Entry>> {
 
 /// Writes a checkpoint's tensors in another format, or the same one anew.
 ///
+/// Sparse and nested tensors and subclasses are written as their parts, tensors like any other, with a warning for each:
+/// their sizes are in it and not in the new file. Quantised ones are refused by formats that have no such dtype.
+///
 /// Holds no more than the host budget. What is read leaves the page cache as it is; what is written goes through it.
 ///
 /// Fails if a file of the checkpoint changes meanwhile; nothing is left behind then.
@@ -124,7 +127,12 @@ pub fn convert(
             .pieces(id)
             .try_for_each(|piece| files.get(checkpoint.storage_of(&piece).file.0 as usize)?.check_unchanged())
     };
-    write(&output, &entries, &mut read, progress)
+    let mut warnings = write(&output, &entries, &mut read, progress)?;
+    warnings.extend(checkpoint.composites.iter().map(|it| Warning::PartsAlone {
+        name: it.name.clone(),
+        what: format!("{} {:?}", it.kind, &it.shape[..]),
+    }));
+    Ok(warnings)
 }
 
 /// Fails as [`write_file`] would before its first byte.

@@ -122,6 +122,8 @@ fn case(lens_bytes: &[usize], views: Vec<(&str, u32, Layout)>) -> Case {
         storages: storages.collect(),
         extents: Vec::new(),
         tensors: tensors.collect(),
+        composites: Vec::new(),
+        roots: Vec::new(),
         warnings: Vec::new(),
     };
     checkpoint.validate().unwrap();

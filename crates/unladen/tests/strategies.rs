@@ -35,6 +35,8 @@ fn case(len_bytes: usize, storages: Vec<Storage>, tensors: Vec<Tensor>, extents:
         storages,
         extents,
         tensors,
+        composites: Vec::new(),
+        roots: Vec::new(),
         warnings: Vec::new(),
     };
     checkpoint.validate().unwrap();
@@ -350,6 +352,8 @@ fn extents_with_a_hole_or_an_overlap_are_refused() {
             storages: vec![storage(0, 100, false)],
             extents,
             tensors: tensors.clone(),
+            composites: Vec::new(),
+            roots: Vec::new(),
             warnings: Vec::new(),
         };
         assert_eq!(checkpoint.validate().is_ok(), is_whole, "{checkpoint:?}");
@@ -377,6 +381,8 @@ fn many_small_files_load_whole_and_a_change_in_any_of_them_is_noticed() {
         storages,
         extents: Vec::new(),
         tensors,
+        composites: Vec::new(),
+        roots: Vec::new(),
         warnings: Vec::new(),
     };
     let open = OpenCheckpoint::new(checkpoint, files);

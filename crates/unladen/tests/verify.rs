@@ -245,6 +245,8 @@ fn expanded_views_of_any_size_are_refused_one_by_one() {
                 Tensor { name: format!("huge{it}"), layout: huge.clone(), backing }
             })
             .collect(),
+        composites: Vec::new(),
+        roots: Vec::new(),
         warnings: Vec::new(),
     };
     checkpoint.validate().unwrap();

@@ -33,12 +33,12 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         Some(file) => file.clone(),
         None => bench.gpt2(&args.gpt2)?,
     };
-    let checkpoint = unladen::open(&path)?;
+    let checkpoint = unladen::open_with(&path, &args.open.options())?;
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     let strategies =
         if args.strategies.is_empty() { Strategy::all().collect() } else { args.strategies.clone() };
     let wants_folder = strategies.contains(&Strategy::PerTensor);
-    let folder = if wants_folder { folder_of(&checkpoint, &mut bench) } else { Ok(path.clone()) };
+    let folder = if wants_folder { folder_of(&checkpoint, args, &mut bench) } else { Ok(path.clone()) };
     introduce(&checkpoint, args);
 
     let mut outcomes = Vec::new();
@@ -84,9 +84,9 @@ fn budget(len_bytes: u64) -> String {
 }
 
 /// The checkpoint as one file per tensor: itself, or saved again.
-fn folder_of(checkpoint: &OpenCheckpoint, bench: &mut Workbench) -> Result<PathBuf> {
+fn folder_of(checkpoint: &OpenCheckpoint, args: &CompareArgs, bench: &mut Workbench) -> Result<PathBuf> {
     match checkpoint.format {
-        Format::Folder => Ok(checkpoint.path.clone()),
+        Format::Folder if args.open.root.is_none() => Ok(checkpoint.path.clone()),
         _ => bench.folder_of(checkpoint),
     }
 }
@@ -114,6 +114,10 @@ fn one(strategy: Strategy, file: &Path, args: &CompareArgs, bench: &Workbench) -
         &args.dtype.to_string(),
     ]);
     command.args(args.io.iter().flat_map(|path| ["--io", path.name()]));
+    // What was saved again has been restricted, and checked, already.
+    if args.file.as_deref() == Some(file) {
+        command.args(args.open.words());
+    }
     command.args(args.heads.iter().flat_map(|heads| ["--heads".to_owned(), heads.to_string()]));
     command.arg("--logits-to").arg(&logits_file).arg("--").arg(file);
     command.stdin(Stdio::null());

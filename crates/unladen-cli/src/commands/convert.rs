@@ -8,7 +8,7 @@ use unladen::{
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
     let format = save::format_for_path(&args.output, args.to)?;
-    let checkpoint = unladen::open(&args.input)?;
+    let checkpoint = unladen::open_with(&args.input, &args.open.options())?;
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     let output = Output { path: &args.output, format, overwrite: args.force, inputs: &checkpoint.files };
     let warnings = watch::with_bar("saving", || {

@@ -1,12 +1,14 @@
 //! `unladen gpt2`: save one, run one, let one write.
 
 use crate::{
-    args::{ForwardArgs, GenerateArgs, HowArgs, SaveArgs},
+    args::{ForwardArgs, GenerateArgs, HowArgs, OpenArgs, SaveArgs},
     gpt2_file::{self, Kind},
     human, out, watch,
 };
 use std::{path::Path, time::Instant};
-use unladen::{Intent, Loaded, Result, RunOptions, error::Fault, save as saving};
+use unladen::{
+    Intent, Loaded, OpenOptions, Result, RunOptions, checkpoint::Root, error::Fault, save as saving,
+};
 
 pub(crate) fn save(args: &SaveArgs) -> Result<()> {
     let format = saving::format_for_path(&args.output, args.to)?;
@@ -23,7 +25,7 @@ pub(crate) fn save(args: &SaveArgs) -> Result<()> {
 }
 
 pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
-    let (loaded, kind) = load(&args.file, &args.how, args.heads)?;
+    let (loaded, kind) = load(&args.file, &args.open, &args.how, args.heads)?;
     let began = Instant::now();
     let logits = watch::with_bar("computing", || gpt2_file::forward(&loaded.state, &kind, &args.tokens))?;
     let forward_s = began.elapsed().as_secs_f64();
@@ -56,7 +58,7 @@ pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
 const N_SHOWN: usize = 5;
 
 pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
-    let (loaded, kind) = load(&args.file, &args.how, args.heads)?;
+    let (loaded, kind) = load(&args.file, &args.open, &args.how, args.heads)?;
     let began = Instant::now();
     let n_tokens =
         gpt2_file::generate(&loaded.state, &kind, &args.file, &args.prompt, args.tokens, out::result_piece)?;
@@ -66,8 +68,15 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-fn load(path: &Path, how: &HowArgs, heads: Option<usize>) -> Result<(Loaded<'static>, Kind)> {
-    let checkpoint = unladen::open(path)?;
+fn load(
+    path: &Path,
+    open: &OpenArgs,
+    how: &HowArgs,
+    heads: Option<usize>,
+) -> Result<(Loaded<'static>, Kind)> {
+    // A model is a state dict: beside other things, it is the one that is meant unless the user names another.
+    let root = open.root.clone().or(Some(Root::Auto));
+    let checkpoint = unladen::open_with(path, &OpenOptions { root, ..open.options() })?;
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     let kind = gpt2_file::recognise(&checkpoint, heads)?.ok_or_else(|| {
         let found = format!("{} tensors of other names", checkpoint.tensors.len());

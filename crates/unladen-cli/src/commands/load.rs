@@ -75,7 +75,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
 /// From the path to the weights, on the clock.
 fn load(path: &Path, args: &LoadArgs) -> Result<(OpenCheckpoint, Loaded<'static>, f64, LoadPlan)> {
     let began = Instant::now();
-    let checkpoint = unladen::open(path)?;
+    let checkpoint = unladen::open_with(path, &args.open.options())?;
     let plan = checkpoint.plan(&args.how.options(Intent::Private))?;
     let initial_values = gpt2_file::initial_values(&checkpoint, plan.strategy(), args.heads);
     let options = RunOptions {
@@ -111,7 +111,7 @@ const TOUCH_BYTES: usize = 16 << 20;
 
 /// Fills memory of ours as a program fills that of its model, twice, and reports the second time: no page is new then.
 fn refill(path: &Path, args: &LoadArgs, cached_before: &HashMap<PathBuf, Option<u64>>) -> Result<()> {
-    let checkpoint = unladen::open(path)?;
+    let checkpoint = unladen::open_with(path, &args.open.options())?;
     let options = args.how.options(Intent::Private);
     let mut memory: HashMap<&str, (&Layout, Vec<u8>)> = HashMap::new();
     let sizes = LoadPlan::into_caller_memory(&checkpoint, &options, &checkpoint.machine(&options))?;

@@ -11,7 +11,7 @@ use unladen::{
 };
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
-    let checkpoint = unladen::open(&args.file)?;
+    let checkpoint = unladen::open_with(&args.file, &args.open.options())?;
     let mut options = args.how.options(Intent::Private);
     let mut machine = checkpoint.machine(&options);
     machine.free_host_bytes = args.free_host.unwrap_or(machine.free_host_bytes);

@@ -15,7 +15,7 @@ impl Checkpoint {
         let first_file = first(self.files.len(), other.files.len(), "files")?;
         let first_storage = first(self.storages.len(), other.storages.len(), "storages")?;
         let first_extent = first(self.extents.len(), other.extents.len(), "extents")?;
-        first(self.tensors.len(), other.tensors.len(), "tensors")?;
+        let first_tensor = first(self.tensors.len(), other.tensors.len(), "tensors")?;
         let storage_id = |it: StorageId| StorageId(first_storage + it.0);
         let backing = |it: Backing| match it {
             Backing::Meta => Backing::Meta,
@@ -29,6 +29,12 @@ impl Checkpoint {
         self.storages.extend(other.storages.into_iter().map(storage));
         self.extents.extend(other.extents.into_iter().map(extent));
         self.tensors.extend(other.tensors.into_iter().map(tensor));
+        self.composites.extend(other.composites.into_iter().map(|it| it.shifted(first_tensor)));
+        for root in other.roots {
+            if !self.roots.contains(&root) {
+                self.roots.push(root);
+            }
+        }
         self.warnings.extend(other.warnings);
         Ok(())
     }
@@ -81,6 +87,8 @@ mod tests {
                 tensor("split", 4, Backing::Extents(0..2)),
                 tensor("meta", 4, Backing::Meta),
             ],
+            composites: Vec::new(),
+            roots: Vec::new(),
             warnings: vec![Warning::MetaTensor(format!("{name}.meta"))],
         }
     }

@@ -1,7 +1,7 @@
 //! How much heap a checkpoint's own tables take: names, shapes, storages, files, warnings. Nothing beside a model's
 //! weights, but more than the weights of many tiny tensors.
 
-use super::{Checkpoint, Format, Warning};
+use super::{Checkpoint, Composite, CompositeKind, Format, Warning};
 use crate::{
     stamp::{FileStamp, Packed},
     tensor::spilled_bytes,
@@ -31,6 +31,8 @@ impl Checkpoint {
             table(&self.storages),
             table(&self.extents),
             table(&self.tensors),
+            table(&self.composites),
+            table(&self.roots),
             table(&self.warnings),
             block(self.path.capacity()),
         ];
@@ -42,8 +44,10 @@ impl Checkpoint {
             .extents
             .iter()
             .map(|it| it.layout.block_bytes().chain(spilled_bytes(&it.at)).map(block).sum());
+        let composites = self.composites.iter().map(composite);
+        let roots = self.roots.iter().map(|it| block(it.capacity()));
         let warnings = self.warnings.iter().map(warning);
-        tables.into_iter().chain(tensors).chain(extents).chain(warnings).sum()
+        tables.into_iter().chain(tensors).chain(extents).chain(composites).chain(roots).chain(warnings).sum()
     }
 
     /// The files' part of them: long only if there are many, or many records packed in one.
@@ -105,9 +109,17 @@ fn table<T>(table: &Vec<T>) -> u64 {
     block(table.capacity() * size_of::<T>())
 }
 
+fn composite(composite: &Composite) -> u64 {
+    let class = match &composite.kind {
+        CompositeKind::Subclass { class } => block(class.capacity()),
+        _ => 0,
+    };
+    class + block(composite.name.capacity()) + spilled_bytes(&composite.shape).map_or(0, block)
+}
+
 fn warning(warning: &Warning) -> u64 {
     match warning {
-        Warning::UnknownSymbols(names) => {
+        Warning::UnknownSymbols(names) | Warning::DangerousSymbols(names) => {
             table(names) + names.iter().map(|it| block(it.capacity())).sum::<u64>()
         }
         Warning::DuplicateKey(text) | Warning::MetaTensor(text) | Warning::LeftOut(text) => {
@@ -116,6 +128,8 @@ fn warning(warning: &Warning) -> u64 {
         Warning::SameName { name, listed_as, place } => {
             [name, listed_as, place].map(|it| block(it.capacity())).into_iter().sum()
         }
+        Warning::OutsideRoot { root, .. } => block(root.capacity()),
+        Warning::PartsAlone { name, what } => block(name.capacity()) + block(what.capacity()),
         Warning::MissingRecord(_) | Warning::TrailingBytes { .. } | Warning::TiesWrittenOut { .. } => 0,
     }
 }

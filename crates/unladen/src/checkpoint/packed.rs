@@ -121,6 +121,8 @@ mod tests {
             storages: vec![Storage { file: FileId(1), start_byte: 0, len_bytes: LEN_BYTES, swapped: false }],
             extents: Vec::new(),
             tensors: layouts.into_iter().enumerate().map(tensor).collect(),
+            composites: Vec::new(),
+            roots: Vec::new(),
             warnings: Vec::new(),
         }
     }

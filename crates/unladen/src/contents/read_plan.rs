@@ -282,6 +282,8 @@ mod tests {
             storages: Vec::new(),
             extents: Vec::new(),
             tensors: vec![Tensor { name: "w".into(), layout, backing: Backing::Storage(StorageId(0)) }],
+            composites: Vec::new(),
+            roots: Vec::new(),
             warnings: Vec::new(),
         }
     }

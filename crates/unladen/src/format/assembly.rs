@@ -26,6 +26,8 @@ impl Assembly {
             storages: Vec::new(),
             extents: Vec::new(),
             tensors: Vec::new(),
+            composites: Vec::new(),
+            roots: Vec::new(),
             warnings: Vec::new(),
         };
         let max_tensors = options.limits.n_tensors;

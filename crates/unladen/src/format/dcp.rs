@@ -112,6 +112,8 @@ fn of_one_file(stamp: FileStamp, storages: Vec<Storage>, warnings: Vec<Warning>)
         storages,
         extents: Vec::new(),
         tensors: Vec::new(),
+        composites: Vec::new(),
+        roots: Vec::new(),
         warnings,
     }
 }

@@ -1,6 +1,6 @@
 //! Tensors and storages that a container gives by other means than a storage's key: by number, or inside the pickle.
 
-use super::rebuild::{Rebuilt, StorageRef};
+use super::rebuild::{StorageRef, View};
 use crate::tensor::{Layout, StorageId};
 use foldhash::HashMap;
 
@@ -34,7 +34,7 @@ pub(super) struct GivenTensor {
 
 impl GivenTensor {
     /// The same, as a call that rebuilds it gives it.
-    pub(super) fn rebuilt(&self) -> Rebuilt {
-        Rebuilt::Tensor { layout: self.layout.clone(), storage: self.storage, is_quantised: false }
+    pub(super) fn view(&self) -> View {
+        View { layout: self.layout.clone(), storage: self.storage, cast: None }
     }
 }

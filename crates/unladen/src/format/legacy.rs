@@ -6,11 +6,11 @@ use super::{
     persistent::{StorageClaim, storage_claim, text},
     pickle::{self, Arena, PersistentIds, Skeleton, Value, Wide, skim},
     rebuild::StorageRef,
-    whole,
+    whole::{Contents, Parts, prepare},
     window::Window,
 };
 use crate::{
-    checkpoint::{Checkpoint, Format, Warning},
+    checkpoint::{Format, Warning},
     error::{Fault, Result},
     source::ReadAt,
     stamp::FileStamp,
@@ -27,12 +27,17 @@ const PROTOCOL: i64 = 1001;
 const SMALL_BYTES: u64 = 64 << 10;
 const TRUNCATED: &str = "the file looks truncated; compare its size with the publisher's";
 
-/// Reads a file from its pickles and the numbers in front of its storages.
-pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
+/// Reads a file's pickles and the numbers in front of its storages, and passes them to `look`.
+pub(super) fn with_contents<T>(
+    source: &dyn ReadAt,
+    stamp: FileStamp,
+    options: &OpenOptions,
+    look: impl FnOnce(Contents<'_>) -> Result<T>,
+) -> Result<T> {
     let limits = &options.limits;
     let mut window = Window::new(source, 0..source.len_bytes());
     let stream = Stream::read(&mut window, limits)?;
-    let pickle = stream.pickle(limits)?;
+    let mut pickle = stream.pickle(limits)?;
     let Found { mut storages, refs, end_byte } =
         find_storages(&pickle.arena, &stream.keys, &mut window, limits)?;
     let mut warnings = Vec::new();
@@ -41,9 +46,18 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
         warnings.push(Warning::TrailingBytes { after, len_bytes: window.range.end - end_byte });
     }
     drop(window);
+    prepare(&mut pickle, options, &mut warnings)?;
     let given =
         inline::find(&pickle.arena, inline::Inside::of(Some(source)), &mut storages, limits, &mut warnings)?;
-    whole::checkpoint(Format::Legacy, stamp, pickle, whole::Parts { storages, refs, given }, warnings, limits)
+    look(Contents {
+        format: Format::Legacy,
+        files: vec![stamp],
+        arena: &pickle.arena,
+        root: pickle.root,
+        parts: Parts { storages, refs, given },
+        constants: None,
+        warnings,
+    })
 }
 
 /// Reads a whole legacy file that stands inside another one and holds one storage. Where it stands, and its type.

@@ -112,6 +112,8 @@ fn open_tensor(folder: &Folder<'_>, name: &str, entry: &Entry<'_>) -> Result<(Ch
         storages: vec![storage],
         extents: Vec::new(),
         tensors: vec![tensor],
+        composites: Vec::new(),
+        roots: Vec::new(),
         warnings: Vec::new(),
     };
     let mut files = FileSet::default();

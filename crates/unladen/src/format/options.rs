@@ -1,10 +1,17 @@
 //! What the caller decides about reading headers.
 
+use crate::checkpoint::Root;
+
 /// How a checkpoint is opened.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
     /// How much a file may claim.
     pub limits: Limits,
+    /// The part of the checkpoint that is opened; `None`: all of it, with full names.
+    pub root: Option<Root>,
+    /// Refuse what PyTorch's `weights_only` would refuse to name in a pickle, and bytes behind the end of a format. Without
+    /// it both are warnings: nothing that a file names is run in either case.
+    pub strict: bool,
     /// Files that an index names may be links to anywhere. Without, a link may lead to another file of its folder, or from
     /// a snapshot in Hugging Face's cache to the cache's blobs: an index and links from strangers could otherwise make any
     /// file of the machine a part of a model.

@@ -8,9 +8,9 @@ mod operands;
 mod skim;
 mod symbol;
 
-pub(super) use arena::{Arena, Call, Run, Value, Wide};
+pub(super) use arena::{Arena, Call, Piece, Run, Text, Value, Wide, pieces, shortened};
 pub(super) use skim::{Skeleton, skim};
-pub(super) use symbol::Meaning;
+pub(super) use symbol::{Meaning, Symbol, modern_module};
 
 use super::Limits;
 use crate::error::{Error, Fault, Result};

@@ -3,11 +3,11 @@
 use super::{
     OpenOptions, inline,
     pickle::{self, PersistentIds, skim},
-    whole,
+    whole::{Contents, Parts, prepare},
     window::Window,
 };
 use crate::{
-    checkpoint::{Checkpoint, Format, Warning},
+    checkpoint::{Format, Warning},
     error::{Error, Fault, Result},
     source::ReadAt,
     stamp::FileStamp,
@@ -18,24 +18,34 @@ const JOBLIB_ARRAY: &[u8] = b"NumpyArrayWrapper";
 /// Where that is looked for, if something is wrong.
 const HEAD_BYTES: u64 = 64 << 10;
 
-/// Reads a file that is one pickle.
-pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
+/// Reads a file that is one pickle, and passes it to `look`.
+pub(super) fn with_contents<T>(
+    source: &dyn ReadAt,
+    stamp: FileStamp,
+    options: &OpenOptions,
+    look: impl FnOnce(Contents<'_>) -> Result<T>,
+) -> Result<T> {
     let head = source.read_range(0..source.len_bytes().min(HEAD_BYTES))?;
     let is_joblib = head.windows(JOBLIB_ARRAY.len()).any(|it| it == JOBLIB_ARRAY);
     drop(head);
-    parse_pickle(source, stamp, options).map_err(|error| match error {
+    read(source, stamp, options, look).map_err(|error| match error {
         Error::Corrupt(_) | Error::Unsupported(_) if is_joblib => joblib(),
         error => error,
     })
 }
 
-fn parse_pickle(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
+fn read<T>(
+    source: &dyn ReadAt,
+    stamp: FileStamp,
+    options: &OpenOptions,
+    look: impl FnOnce(Contents<'_>) -> Result<T>,
+) -> Result<T> {
     let limits = &options.limits;
     let mut window = Window::new(source, 0..source.len_bytes());
     let skeleton = skim(&mut window, 0, limits.pickle_bytes)?;
     let len_bytes = window.range.end - skeleton.end_byte;
     drop(window);
-    let pickle = pickle::read_skeleton(&skeleton, PersistentIds::Storages, limits)?;
+    let mut pickle = pickle::read_skeleton(&skeleton, PersistentIds::Storages, limits)?;
     if pickle.arena.symbols.iter().any(|it| it.name == JOBLIB_ARRAY) {
         return Err(joblib());
     }
@@ -48,11 +58,19 @@ fn parse_pickle(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) ->
     if len_bytes > 0 {
         warnings.push(Warning::TrailingBytes { after: "the end of the pickle", len_bytes });
     }
+    prepare(&mut pickle, options, &mut warnings)?;
     let mut storages = Vec::new();
     let inside = inline::Inside { source: Some(source), lists_arrays: true };
     let given = inline::find(&pickle.arena, inside, &mut storages, limits, &mut warnings)?;
-    let parts = whole::Parts { storages, refs: Vec::new(), given };
-    whole::checkpoint(Format::Pickle, stamp, pickle, parts, warnings, limits)
+    look(Contents {
+        format: Format::Pickle,
+        files: vec![stamp],
+        arena: &pickle.arena,
+        root: pickle.root,
+        parts: Parts { storages, refs: Vec::new(), given },
+        constants: None,
+        warnings,
+    })
 }
 
 fn joblib() -> Error {

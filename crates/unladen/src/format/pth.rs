@@ -3,15 +3,15 @@
 use super::{
     OpenOptions, inline,
     persistent::storage_claim,
-    pickle::{self, Arena, Meaning},
-    rebuild::{Rebuild, StorageRef},
+    pickle::{self, Arena},
+    rebuild::StorageRef,
     record::{self, read},
     torchscript,
-    tree::{self, MAX_WARNINGS},
+    whole::{Contents, Parts, prepare},
     zip::{Archive, Entry, Records, show},
 };
 use crate::{
-    checkpoint::{Checkpoint, Format, Warning},
+    checkpoint::{Format, Warning},
     error::{Fault, Result},
     source::ReadAt,
     stamp::FileStamp,
@@ -22,11 +22,14 @@ use crate::{
 const VERSIONS: std::ops::RangeInclusive<u64> = 1..=10;
 /// The records `version` and `byteorder` are a word each.
 const MAX_WORD_BYTES: u64 = 64;
-/// Symbols that a warning names; what comes after is counted.
-const MAX_SYMBOLS: usize = 50;
 
-/// Reads an archive from its directory, its small records and its pickle.
-pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
+/// Reads an archive's directory, its small records and its pickle, and passes them to `look`.
+pub(super) fn with_contents<T>(
+    source: &dyn ReadAt,
+    stamp: FileStamp,
+    options: &OpenOptions,
+    look: impl FnOnce(Contents<'_>) -> Result<T>,
+) -> Result<T> {
     let limits = &options.limits;
     let archive = Archive::read(source, limits)?;
     let records = archive.by_name()?;
@@ -51,8 +54,7 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
         let after = "the end of the pickle";
         warnings.push(Warning::TrailingBytes { after, len_bytes: pickle.trailing_bytes });
     }
-    warnings.extend(pickle.arena.merge_duplicate_keys(MAX_WARNINGS).into_iter().map(Warning::DuplicateKey));
-    warnings.extend(unknown_symbols(&pickle.arena));
+    prepare(&mut pickle, options, &mut warnings)?;
 
     let mut files = vec![stamp];
     let data = [root, b"data/"].concat();
@@ -60,28 +62,13 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
     let inside = inline::Inside::of(Some(source).filter(|_| pickle_entry.is_stored()));
     let given = inline::find(&pickle.arena, inside, &mut storages, limits, &mut warnings)?;
     let constants =
-        torchscript::constants(source, &records, root, swapped, limits, &mut files, &mut warnings)?;
-    files.shrink_to_fit();
+        torchscript::constants(source, &records, root, swapped, options, &mut files, &mut warnings)?;
     // What comes next takes as much again.
     drop(records);
     drop(archive);
-    let rebuild = Rebuild { arena: &pickle.arena, storages: &storages, refs: &refs, given: &given };
-    let mut tensors = tree::tensors(&rebuild, pickle.root, limits, &mut warnings)?;
     let format = if constants.is_some() { Format::TorchScript } else { Format::Pth };
-    if let Some(constants) = constants {
-        constants.add_to(&mut storages, &mut tensors);
-    }
-    storages.shrink_to_fit();
-    tensors.shrink_to_fit();
-    Ok(Checkpoint {
-        format,
-        path: files[0].path.clone(),
-        files,
-        storages,
-        extents: Vec::new(),
-        tensors,
-        warnings,
-    })
+    let parts = Parts { storages, refs, given };
+    look(Contents { format, files, arena: &pickle.arena, root: pickle.root, parts, constants, warnings })
 }
 
 /// The folder that every record is in, with its `/`. Its name is free text and never used as a path.
@@ -203,23 +190,6 @@ pub(super) fn storages(
         refs.push(StorageRef { id: storage, dtype: claim.dtype });
     }
     Ok((storages, refs))
-}
-
-/// Tells of symbols that nothing is known of.
-pub(super) fn unknown_symbols(arena: &Arena<'_>) -> Option<Warning> {
-    let unknown = arena.symbols.iter().filter(|it| it.meaning == Meaning::Unknown);
-    let mut names: Vec<_> = unknown.map(|it| (it.module, it.name)).collect();
-    names.sort_unstable();
-    names.dedup();
-    let n_more = names.len().saturating_sub(MAX_SYMBOLS);
-    let shown = |(module, name): (&[u8], &[u8])| {
-        format!("{}.{}", String::from_utf8_lossy(module), String::from_utf8_lossy(name))
-    };
-    let mut names: Vec<String> = names.into_iter().take(MAX_SYMBOLS).map(shown).collect();
-    if n_more > 0 {
-        names.push(format!("{n_more} more"));
-    }
-    (!names.is_empty()).then_some(Warning::UnknownSymbols(names))
 }
 
 #[cfg(test)]

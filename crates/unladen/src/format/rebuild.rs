@@ -1,7 +1,10 @@
-//! Turns the calls by which PyTorch rebuilds tensors into layouts on storages, with every claim checked.
+//! Turns the calls by which PyTorch rebuilds tensors into layouts on storages, with every claim checked. What is made of
+//! several tensors is put together in `composite`.
+
+mod composite;
 
 use super::{
-    given::{Given, GivenTensor},
+    given::Given,
     pickle::{Arena, Meaning, Run, Value, Wide},
 };
 use crate::{
@@ -9,6 +12,7 @@ use crate::{
     error::{Fault, Result},
     tensor::{Dims, Layout, Storage, StorageId},
 };
+pub(super) use composite::{Named, Whole};
 use smallvec::SmallVec;
 
 /// How many values a file may make us look at: no more than this, and a multiple of its pickle's length. A file whose
@@ -50,14 +54,35 @@ pub(super) struct StorageRef {
 /// What is to be looked at besides, or instead of, a tensor.
 pub(super) type Parts = SmallVec<[Value; 3]>;
 
+/// A plain tensor.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) layout: Layout,
+    /// `None`: it has no data.
+    pub(super) storage: Option<StorageId>,
+    /// The type that PyTorch would cast it to, if that is another one.
+    pub(super) cast: Option<DType>,
+}
+
 /// What a call stands for.
 #[derive(Debug)]
 pub(super) enum Rebuilt {
-    /// A tensor; `None` as storage: it has no data.
-    Tensor { layout: Layout, storage: Option<StorageId>, is_quantised: bool },
+    Tensor(View),
+    /// What is made of several tensors.
+    Composite(Box<Whole>),
     /// A storage by itself.
     Storage,
     /// Something else.
+    Other,
+}
+
+/// What is behind parameters and subclasses.
+enum Unwrapped {
+    Tensor(View),
+    /// A function that makes one of several tensors, and its arguments.
+    Composite(Meaning, Run),
+    /// A storage by itself.
+    Storage,
     Other,
 }
 
@@ -72,49 +97,75 @@ pub(super) struct Rebuild<'a> {
 }
 
 impl Rebuild<'_> {
-    /// Looks through parameters and subclasses at what a call stands for; attributes go to `parts`, and so do the
-    /// arguments if it is no tensor.
-    pub(super) fn call(&self, mut number: u32, visits: &mut Visits, parts: &mut Parts) -> Result<Rebuilt> {
+    /// What a call stands for, parameters and subclasses looked through; attributes go to `parts`, and so do the arguments
+    /// if it is no tensor.
+    pub(super) fn call(&self, call: u32, visits: &mut Visits, parts: &mut Parts) -> Result<Rebuilt> {
+        match self.unwrap(call, visits, parts)? {
+            Unwrapped::Tensor(view) => Ok(Rebuilt::Tensor(view)),
+            Unwrapped::Composite(meaning, args) => {
+                let whole = self.composite(meaning, self.arena.run(args), visits, parts)?;
+                Ok(Rebuilt::Composite(Box::new(whole)))
+            }
+            Unwrapped::Storage => Ok(Rebuilt::Storage),
+            Unwrapped::Other => Ok(Rebuilt::Other),
+        }
+    }
+
+    fn unwrap(&self, mut number: u32, visits: &mut Visits, parts: &mut Parts) -> Result<Unwrapped> {
         let call = &self.arena.calls[number as usize];
         let (mut function, mut args_run) = (call.function, call.args);
         let (mut state, mut items) = (call.state, call.items);
+        let mut cast = None;
+        let tensor = |view: Result<View>, cast: Option<DType>| {
+            let view = view?;
+            let cast = cast.filter(|it| *it != view.layout.dtype());
+            Ok(Unwrapped::Tensor(View { cast, ..view }))
+        };
         loop {
             visits.spend(1)?;
             if let Some(array) = self.given.arrays.get(&number) {
-                return Ok(array.rebuilt());
+                return tensor(Ok(array.view()), cast);
             }
             let args = self.arena.run(args_run);
             let inner = match (self.arena.meaning(function), args) {
                 (Meaning::Tensor, &[storage, offset, size, stride])
                 | (Meaning::TensorV2, &[storage, offset, size, stride, _, _]) => {
-                    return self.view(storage, offset, size, stride, None);
+                    return tensor(self.view(storage, offset, size, stride, None), cast);
                 }
                 (Meaning::TensorV2, &[storage, offset, size, stride, _, _, flags]) => {
-                    return self.view(storage, offset, size, stride, None)?.flagged(self.arena, flags);
+                    let view = self.view(storage, offset, size, stride, None)?;
+                    return tensor(view.flagged(self.arena, flags), cast);
                 }
                 (Meaning::TensorV3, &[storage, offset, size, stride, _, _, dtype]) => {
-                    return self.view(storage, offset, size, stride, Some(dtype));
+                    return tensor(self.view(storage, offset, size, stride, Some(dtype)), cast);
                 }
                 (Meaning::TensorV3, &[storage, offset, size, stride, _, _, dtype, flags]) => {
-                    return self.view(storage, offset, size, stride, Some(dtype))?.flagged(self.arena, flags);
+                    let view = self.view(storage, offset, size, stride, Some(dtype))?;
+                    return tensor(view.flagged(self.arena, flags), cast);
                 }
-                (Meaning::Quantised, &[storage, offset, size, stride, ..]) => {
-                    return match self.view(storage, offset, size, stride, None)? {
-                        Rebuilt::Tensor { layout, storage, .. } => {
-                            Ok(Rebuilt::Tensor { layout, storage, is_quantised: true })
-                        }
-                        other => Ok(other),
-                    };
+                (
+                    meaning @ (Meaning::Quantised
+                    | Meaning::Sparse
+                    | Meaning::Nested
+                    | Meaning::Jagged
+                    | Meaning::Wrapper),
+                    _,
+                ) => {
+                    parts.extend([items, state]);
+                    if meaning == Meaning::Wrapper {
+                        parts.insert(0, Value::Tuple(args_run));
+                    }
+                    return Ok(Unwrapped::Composite(meaning, args_run));
                 }
-                (Meaning::OldTensor(dtype), _) => return self.old_tensor(dtype, state),
+                (Meaning::OldTensor(dtype), _) => return tensor(self.old_tensor(dtype, state), cast),
                 (Meaning::Meta, &[dtype, size, stride, ..]) => {
                     let layout =
                         Layout::strided(self.dtype(dtype)?, &self.dims(size)?, &self.dims(stride)?, 0)?;
-                    return Ok(Rebuilt::Tensor { layout, storage: None, is_quantised: false });
+                    return tensor(Ok(View { layout, storage: None, cast: None }), cast);
                 }
-                (Meaning::LoadFromBytes, _) => return Ok(Rebuilt::Storage),
+                (Meaning::LoadFromBytes, _) => return Ok(Unwrapped::Storage),
                 (Meaning::FromNumpy, &[Value::Call(array), ..]) => match self.given.arrays.get(&array) {
-                    Some(array) => return Ok(array.rebuilt()),
+                    Some(array) => return tensor(Ok(array.view()), cast),
                     None => {
                         let reason = self.given.left_out.get(&array).cloned();
                         let found = reason.unwrap_or_else(|| "another object".to_owned());
@@ -126,7 +177,11 @@ impl Rebuild<'_> {
                     parts.push(state);
                     inner
                 }
-                (Meaning::FromCpuTensor, &[inner, ..]) => inner,
+                (Meaning::FromCpuTensor, &[inner, dtype, _, _]) => {
+                    // The outermost cast is the one that counts.
+                    cast = cast.or(Some(self.dtype(dtype)?));
+                    inner
+                }
                 (Meaning::ParameterClass, args) => match (state, args) {
                     (Value::Tuple(run), _) if run.len > 0 => self.arena.run(run)[0],
                     (Value::None, &[inner, ..]) => inner,
@@ -146,12 +201,14 @@ impl Rebuild<'_> {
                     // Arguments first: that is the order in which a class gets them.
                     parts.insert(0, Value::Tuple(args_run));
                     parts.extend([items, state]);
-                    return Ok(Rebuilt::Other);
+                    return Ok(Unwrapped::Other);
                 }
             };
             let next = match inner {
                 Value::Call(next) => next,
-                Value::Storage(id) if self.given.tensors.contains_key(&id) => return self.persistent(id),
+                Value::Storage(id) if let Some(given) = self.given.tensors.get(&id) => {
+                    return tensor(Ok(given.view()), cast);
+                }
                 _ => return Err(malformed("a tensor", inner)),
             };
             number = next;
@@ -161,16 +218,16 @@ impl Rebuild<'_> {
     }
 
     /// What a persistent id stands for.
-    pub(super) fn persistent(&self, id: u32) -> Result<Rebuilt> {
-        Ok(self.given.tensors.get(&id).map_or(Rebuilt::Storage, GivenTensor::rebuilt))
+    pub(super) fn persistent(&self, id: u32) -> Rebuilt {
+        self.given.tensors.get(&id).map_or(Rebuilt::Storage, |it| Rebuilt::Tensor(it.view()))
     }
 
-    fn old_tensor(&self, dtype: DType, state: Value) -> Result<Rebuilt> {
+    fn old_tensor(&self, dtype: DType, state: Value) -> Result<View> {
         match state {
             // Without a state it is an empty tensor.
             Value::None => {
                 let layout = Layout::contiguous(dtype, &[0])?;
-                Ok(Rebuilt::Tensor { layout, storage: None, is_quantised: false })
+                Ok(View { layout, storage: None, cast: None })
             }
             Value::Tuple(run) => match *self.arena.run(run) {
                 [storage, offset, size, stride] => self.view(storage, offset, size, stride, None),
@@ -188,7 +245,7 @@ impl Rebuild<'_> {
         size: Value,
         stride: Value,
         dtype: Option<Value>,
-    ) -> Result<Rebuilt> {
+    ) -> Result<View> {
         let storage = match storage {
             Value::Storage(id) if !self.given.tensors.contains_key(&id) => self.refs[id as usize],
             Value::Call(call) => match self.given.storages.get(&call) {
@@ -212,7 +269,7 @@ impl Rebuild<'_> {
             let expected = format!("a view of {len_bytes} bytes of storage");
             return Err(Fault::new(expected, format!("one that ends at byte {end_byte}")).corrupt());
         }
-        Ok(Rebuilt::Tensor { layout, storage: Some(storage.id), is_quantised: false })
+        Ok(View { layout, storage: Some(storage.id), cast: None })
     }
 
     fn dtype(&self, value: Value) -> Result<DType> {
@@ -230,9 +287,9 @@ impl Rebuild<'_> {
     }
 }
 
-impl Rebuilt {
+impl View {
     /// Applies what `conj` and `neg` in a tensor's metadata say.
-    fn flagged(self, arena: &Arena<'_>, flags: Value) -> Result<Rebuilt> {
+    fn flagged(self, arena: &Arena<'_>, flags: Value) -> Result<View> {
         let dict = match flags {
             Value::None => return Ok(self),
             Value::Dict(dict) => dict,
@@ -243,13 +300,8 @@ impl Rebuilt {
             Some(Value::Bool(flag)) => Ok(flag),
             Some(other) => Err(malformed("a flag of a tensor", other)),
         };
-        match self {
-            Rebuilt::Tensor { layout, storage, is_quantised } => {
-                let layout = layout.with_view(flag("conj")?, flag("neg")?);
-                Ok(Rebuilt::Tensor { layout, storage, is_quantised })
-            }
-            other => Ok(other),
-        }
+        let layout = self.layout.with_view(flag("conj")?, flag("neg")?);
+        Ok(View { layout, ..self })
     }
 }
 
@@ -282,7 +334,7 @@ fn malformed(expected: &str, found: Value) -> crate::Error {
 }
 
 /// How many elements of a type stand in a byte, for the types that PyTorch counts so.
-pub(super) fn packed_in_byte(dtype: DType) -> Option<u64> {
+fn packed_in_byte(dtype: DType) -> Option<u64> {
     match dtype {
         DType::QU4x2 => Some(2),
         DType::QU2x4 => Some(4),
@@ -292,7 +344,7 @@ pub(super) fn packed_in_byte(dtype: DType) -> Option<u64> {
 
 /// A tensor with several elements a byte, as the row of bytes that its storage is: how rows are padded is PyTorch's
 /// own affair, so its sizes cannot be those of the bytes.
-fn packed(layout: &Layout, n_in_byte: u64, len_bytes: u64, storage: StorageId) -> Result<Rebuilt> {
+fn packed(layout: &Layout, n_in_byte: u64, len_bytes: u64, storage: StorageId) -> Result<View> {
     let needed_bytes = layout.n_elems().div_ceil(n_in_byte);
     if layout.offset_elems() > 0 || !layout.is_contiguous() || needed_bytes > len_bytes {
         let expected = format!("{} elements in order, {n_in_byte} a byte", layout.n_elems());
@@ -302,5 +354,5 @@ fn packed(layout: &Layout, n_in_byte: u64, len_bytes: u64, storage: StorageId) -
             .unsupported());
     }
     let layout = Layout::contiguous(layout.dtype(), &[len_bytes])?;
-    Ok(Rebuilt::Tensor { layout, storage: Some(storage), is_quantised: false })
+    Ok(View { layout, storage: Some(storage), cast: None })
 }

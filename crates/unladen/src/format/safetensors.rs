@@ -1,5 +1,9 @@
 //! Reads a safetensors header. Every byte of the data section belongs to exactly one tensor, or the file is refused.
 
+mod metadata;
+
+pub(super) use metadata::metadata;
+
 use super::OpenOptions;
 use crate::{
     checkpoint::{Checkpoint, Format},
@@ -24,6 +28,24 @@ const FOUR_BITS: &str = "F4";
 
 /// Reads the header of a safetensors file; `source` starts with its length.
 pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
+    let header = header(source, options)?;
+    let data_byte = 8 + header.len() as u64;
+    let (storages, tensors) = parse_header(&header, data_byte, source.len_bytes() - data_byte)?;
+    Ok(Checkpoint {
+        format: Format::Safetensors,
+        path: stamp.path.clone(),
+        files: vec![stamp],
+        storages,
+        extents: Vec::new(),
+        tensors,
+        composites: Vec::new(),
+        roots: Vec::new(),
+        warnings: Vec::new(),
+    })
+}
+
+/// The JSON of the header.
+fn header(source: &dyn ReadAt, options: &OpenOptions) -> Result<Vec<u8>> {
     let mut length = [0; 8];
     source.read_exact_at(0, &mut length)?;
     let claimed_bytes = u64::from_le_bytes(length);
@@ -39,17 +61,7 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
             .hint("the file looks truncated; compare its size with the publisher's")
             .corrupt());
     }
-    let header = source.read_range(8..data_byte)?;
-    let (storages, tensors) = parse_header(&header, data_byte, source.len_bytes() - data_byte)?;
-    Ok(Checkpoint {
-        format: Format::Safetensors,
-        path: stamp.path.clone(),
-        files: vec![stamp],
-        storages,
-        extents: Vec::new(),
-        tensors,
-        warnings: Vec::new(),
-    })
+    source.read_range(8..data_byte)
 }
 
 /// Turns the JSON into tensors in the order of their bytes. `data_byte`: where the data section starts in the file.

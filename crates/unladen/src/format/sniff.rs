@@ -8,14 +8,20 @@ pub(super) const HEAD_BYTES: u64 = 512;
 /// What this version reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Container {
-    Zip,
     Safetensors,
+    Pickled(Pickled),
+}
+
+/// A container around a pickle of PyTorch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pickled {
+    Zip,
     /// Pickles, then storages: PyTorch before 1.6.
     Legacy,
     /// Perhaps PyTorch before 0.1.10.
     Tar,
     /// One pickle.
-    Pickle,
+    Plain,
 }
 
 /// PyTorch's magic number as pickles of protocol 2 and above write it, without the protocol.
@@ -89,7 +95,7 @@ pub(super) fn sniff(head: &[u8], max_safetensors_header_bytes: u64) -> Result<Co
         return Err(Fault::new(EXPECTED, "an empty file").hint("download or save it again").corrupt());
     }
     if head.starts_with(b"PK\x03\x04") {
-        return Ok(Container::Zip);
+        return Ok(Container::Pickled(Pickled::Zip));
     }
     let header_fits =
         head.first_chunk::<8>().is_some_and(|it| u64::from_le_bytes(*it) <= max_safetensors_header_bytes);
@@ -115,17 +121,17 @@ pub(super) fn sniff(head: &[u8], max_safetensors_header_bytes: u64) -> Result<Co
         );
     }
     if head.get(257..262) == Some(b"ustar") {
-        return Ok(Container::Tar);
+        return Ok(Container::Pickled(Pickled::Tar));
     }
     if is_legacy(head) {
-        return Ok(Container::Legacy);
+        return Ok(Container::Pickled(Pickled::Legacy));
     }
     if header_fits && head.get(8).is_some_and(u8::is_ascii_whitespace) {
         return Ok(Container::Safetensors);
     }
     let is_pickle = head[0] == 0x80 && head.get(1).is_some_and(|&protocol| (1..=5).contains(&protocol));
     if is_pickle || TEXT_PICKLES.iter().any(|it| head.starts_with(it)) {
-        return Ok(Container::Pickle);
+        return Ok(Container::Pickled(Pickled::Plain));
     }
     // A header that is too long is still told as safetensors when the JSON shows.
     if is_json(8) {
@@ -164,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_is_read_is_told_by_content() {
-        assert_eq!(sniff(b"PK\x03\x04rest", 100).unwrap(), Container::Zip);
+        assert_eq!(sniff(b"PK\x03\x04rest", 100).unwrap(), Container::Pickled(Pickled::Zip));
         assert_eq!(sniff(b"\x02\0\0\0\0\0\0\0{}", 100).unwrap(), Container::Safetensors);
         assert_eq!(sniff(b"\x04\0\0\0\0\0\0\0  {}", 100).unwrap(), Container::Safetensors);
         assert_eq!(sniff(b"\x1f\x8b\0\0\0\0\0\0{}", 100_000).unwrap(), Container::Safetensors);
@@ -173,7 +179,7 @@ mod tests {
             b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.",
             b"L119547037146038801333356L\n.",
         ];
-        legacy.iter().for_each(|it| assert_eq!(sniff(it, 100).unwrap(), Container::Legacy));
+        legacy.iter().for_each(|it| assert_eq!(sniff(it, 100).unwrap(), Container::Pickled(Pickled::Legacy)));
         let pickles: [&[u8]; 4] = [
             b"\x80\x04}.",
             b"(dp0\n.",
@@ -181,10 +187,10 @@ mod tests {
             // The magic number of a file inside the pickle is not the file's own.
             b"\x80\x03C\x0f\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19..",
         ];
-        pickles.iter().for_each(|it| assert_eq!(sniff(it, 100).unwrap(), Container::Pickle));
+        pickles.iter().for_each(|it| assert_eq!(sniff(it, 100).unwrap(), Container::Pickled(Pickled::Plain)));
         let mut tar = [0; 512];
         tar[257..262].copy_from_slice(b"ustar");
-        assert_eq!(sniff(&tar, 100).unwrap(), Container::Tar);
+        assert_eq!(sniff(&tar, 100).unwrap(), Container::Pickled(Pickled::Tar));
     }
 
     #[test]

@@ -8,11 +8,11 @@ use super::{
     persistent::{storage_class, text},
     pickle::{self, Arena, Meaning, PersistentIds, Skeleton, Value, Wide, skim},
     rebuild::{StorageRef, unsigned},
-    whole,
+    whole::{Contents, Parts, prepare},
     window::Window,
 };
 use crate::{
-    checkpoint::{Checkpoint, Format},
+    checkpoint::Format,
     dtype::DType,
     error::{Error, Fault, Result},
     source::ReadAt,
@@ -25,8 +25,13 @@ use members::Members;
 /// The most that one of the small pickles between the storages and tensors may take.
 const SMALL_BYTES: u64 = 64 << 10;
 
-/// Reads an archive from its four members.
-pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
+/// Reads an archive's four members, and passes what they say to `look`.
+pub(super) fn with_contents<T>(
+    source: &dyn ReadAt,
+    stamp: FileStamp,
+    options: &OpenOptions,
+    look: impl FnOnce(Contents<'_>) -> Result<T>,
+) -> Result<T> {
     let limits = &options.limits;
     let members = Members::find(source)?;
     let mut tables = Tables::default();
@@ -35,9 +40,19 @@ pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions
     let mut window = Window::new(source, members.pickle.clone());
     let skeleton = skim(&mut window, members.pickle.start, limits.pickle_bytes)?;
     drop(window);
-    let pickle = pickle::read_skeleton(&skeleton, PersistentIds::Numbers, limits)?;
+    let mut pickle = pickle::read_skeleton(&skeleton, PersistentIds::Numbers, limits)?;
+    let mut warnings = Vec::new();
+    prepare(&mut pickle, options, &mut warnings)?;
     let parts = tables.resolve(&pickle.arena)?;
-    whole::checkpoint(Format::Tar, stamp, pickle, parts, Vec::new(), limits)
+    look(Contents {
+        format: Format::Tar,
+        files: vec![stamp],
+        arena: &pickle.arena,
+        root: pickle.root,
+        parts,
+        constants: None,
+        warnings,
+    })
 }
 
 /// A member that is a row of small pickles and raw numbers.
@@ -285,7 +300,7 @@ impl Tables {
     }
 
     /// What the persistent ids of the object's pickle stand for.
-    fn resolve(self, arena: &Arena<'_>) -> Result<whole::Parts> {
+    fn resolve(self, arena: &Arena<'_>) -> Result<Parts> {
         let mut given = Given::default();
         let mut refs = Vec::with_capacity(arena.persistent.len());
         for (position, &id) in arena.persistent.iter().enumerate() {
@@ -308,7 +323,7 @@ impl Tables {
                 }
             });
         }
-        Ok(whole::Parts { storages: self.storages, refs, given })
+        Ok(Parts { storages: self.storages, refs, given })
     }
 }
 

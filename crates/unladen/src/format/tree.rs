@@ -1,19 +1,26 @@
 //! Walks what a pickle built and names every tensor by its path. Iterative, with cycles found, shared objects named
 //! once per path, and the work bounded by the pickle's length.
 
+mod children;
+mod module;
+mod names;
+
+pub(super) use module::is_module;
+
 use super::{
     Limits,
-    pickle::{Arena, Run, Value},
-    rebuild::{Parts, Rebuild, Rebuilt, Visits, packed_in_byte},
+    pickle::{Arena, Value, shortened},
+    rebuild::{Parts, Rebuild, Rebuilt, View, Visits, Whole},
 };
 use crate::{
-    checkpoint::Warning,
+    checkpoint::{Composite, CompositeKind, Warning},
     error::{Error, Fault, Result},
-    tensor::{Backing, Layout, Tensor},
+    tensor::{Backing, Dims, Tensor},
 };
-use foldhash::fast::RandomState;
-use hashbrown::HashTable;
-use std::{collections::HashSet, fmt::Write as _, hash::BuildHasher as _};
+use children::{Children, Segment};
+use module::Module;
+use names::Names;
+use std::fmt::Write as _;
 
 /// Tensors that room is made for beforehand: one for each mention of a storage, as state dicts have it.
 const MAX_ROOM: usize = 1 << 17;
@@ -22,35 +29,51 @@ pub(super) const MAX_WARNINGS: usize = 100;
 /// Bytes of a name that cost as much as a visited value.
 const NAME_BYTES_PER_VISIT: usize = 4;
 
-/// The tensors below `root`, in the order of their paths, with names that differ.
-pub(super) fn tensors(
+/// No call's position.
+const NO_CALL: u32 = u32::MAX;
+
+/// What a pickle holds, by name.
+#[derive(Debug)]
+pub(super) struct Listing {
+    /// In the order of their paths, with names that differ.
+    pub(super) tensors: Vec<Tensor>,
+    pub(super) composites: Vec<Composite>,
+    /// By tensor, the call that stands for it: its position in [`Arena::calls`]. [`NO_CALL`] if a persistent id does.
+    pub(super) calls: Vec<u32>,
+}
+
+/// Lists the tensors below `root`.
+pub(super) fn list(
     rebuild: &Rebuild<'_>,
     root: Value,
     limits: &Limits,
     warnings: &mut Vec<Warning>,
-) -> Result<Vec<Tensor>> {
+) -> Result<Listing> {
     let arena = rebuild.arena;
-    let n_marks = arena.pool.len() + arena.lists.len() + arena.dicts.len() + arena.calls.len();
     let n_expected = rebuild.refs.len().min(MAX_ROOM);
     let mut walk = Walk {
         rebuild,
         arena,
         limits,
         visits: Visits::new(arena.bytes.len()),
-        marks: vec![Mark::New; n_marks],
+        marks: vec![Mark::New; arena.n_identities()],
         frames: Vec::new(),
         path: String::new(),
-        names: Names { state: RandomState::default(), positions: HashTable::with_capacity(n_expected) },
-        tensors: Vec::with_capacity(n_expected),
+        names: Names::with_room(n_expected),
+        found: Listing {
+            tensors: Vec::with_capacity(n_expected),
+            composites: Vec::new(),
+            calls: Vec::with_capacity(n_expected),
+        },
         warnings,
         n_silent: 0,
     };
-    walk.visit(root, false, false)?;
+    walk.visit(root, Place { is_named: false, is_hidden: false })?;
     while walk.step()? {}
     if walk.n_silent > 0 {
         walk.warnings.push(Warning::LeftOut(format!("{} more warnings", walk.n_silent)));
     }
-    Ok(walk.tensors)
+    Ok(walk.found)
 }
 
 /// What is known of a container.
@@ -71,45 +94,29 @@ struct Frame<'a> {
     mark: Option<usize>,
     /// The part of the path that leads here.
     path_bytes: usize,
-    /// The path has at least one part.
-    is_named: bool,
-    /// PyTorch's `state_dict` would not list what is below.
-    is_hidden: bool,
+    place: Place,
     /// A tensor was found below, or a cycle hides what there is.
     is_fertile: bool,
+    /// What the tensors that are found meanwhile make together.
+    whole: Option<Box<Begun>>,
 }
 
-/// How to go through a container's values, and what each adds to the path.
-enum Children<'a> {
-    Dict(u32),
-    List(u32),
-    Tuple(Run),
-    /// Values at the path of their owner.
-    Parts(Parts),
-    Module(Box<Module<'a>>),
-}
-
-/// The parts of a module of PyTorch. As in its `state_dict`, parameters, buffers and modules stand at its own path;
-/// what is not listed there is hidden: transient buffers, other attributes, arguments of the class.
-struct Module<'a> {
-    /// Parameters, buffers, modules.
-    parts: [Option<u32>; 3],
-    transient: HashSet<&'a [u8]>,
-    attributes: u32,
-    others: Parts,
-}
-
-/// What a child adds to the path.
+/// What is known of a place of the tree besides its path.
 #[derive(Clone, Copy)]
-enum Segment {
-    Key(Value),
-    Index(usize),
-    Nothing,
+struct Place {
+    /// The path has at least one part.
+    is_named: bool,
+    /// PyTorch's `state_dict` would not list what is here.
+    is_hidden: bool,
 }
 
-const BUFFERS: &str = "_buffers";
-const MODULE_PARTS: [&str; 3] = ["_parameters", BUFFERS, "_modules"];
-const TRANSIENT: &str = "_non_persistent_buffers_set";
+/// A composite whose parts are being listed.
+struct Begun {
+    kind: CompositeKind,
+    shape: Dims,
+    /// Tensors that were listed before its first part.
+    n_before: u32,
+}
 
 struct Walk<'a> {
     rebuild: &'a Rebuild<'a>,
@@ -119,31 +126,10 @@ struct Walk<'a> {
     marks: Vec<Mark>,
     frames: Vec<Frame<'a>>,
     path: String,
-    tensors: Vec<Tensor>,
+    found: Listing,
     names: Names,
     warnings: &'a mut Vec<Warning>,
     n_silent: usize,
-}
-
-/// Which tensor has which name: positions alone, the names stand with the tensors.
-struct Names {
-    state: RandomState,
-    positions: HashTable<u32>,
-}
-
-impl Names {
-    fn contains(&self, tensors: &[Tensor], name: &str) -> bool {
-        let is_name = |&it: &u32| tensors[it as usize].name == name;
-        self.positions.find(self.state.hash_one(name), is_name).is_some()
-    }
-
-    /// Adds the name of the last tensor, which no other has.
-    fn insert_last(&mut self, tensors: &[Tensor]) {
-        let hash = |it: &u32| self.state.hash_one(tensors[*it as usize].name.as_str());
-        if let Some(last) = tensors.len().checked_sub(1).map(|it| it as u32) {
-            self.positions.insert_unique(hash(&last), last, hash);
-        }
-    }
 }
 
 impl<'a> Walk<'a> {
@@ -157,8 +143,8 @@ impl<'a> Walk<'a> {
             self.leave();
             return Ok(true);
         };
-        let (path_bytes, is_hidden, mut is_named) =
-            (frame.path_bytes, frame.is_hidden || hides, frame.is_named);
+        let (path_bytes, mut place) = (frame.path_bytes, frame.place);
+        place.is_hidden |= hides;
         if !matches!(
             child,
             Value::Tuple(_) | Value::List(_) | Value::Dict(_) | Value::Call(_) | Value::Storage(_)
@@ -167,19 +153,20 @@ impl<'a> Walk<'a> {
         }
         self.path.truncate(path_bytes);
         if !matches!(segment, Segment::Nothing) {
-            if is_named {
+            if place.is_named {
                 self.path.push('.');
             }
-            is_named = true;
+            place.is_named = true;
             match segment {
                 Segment::Key(key) => self.arena.push_key(key, &mut self.path),
+                Segment::Name(name) => self.path.push_str(name),
                 // Writing to a string cannot fail.
                 Segment::Index(index) => drop(write!(self.path, "{index}")),
                 Segment::Nothing => {}
             }
             self.visits.spend(((self.path.len() - path_bytes) / NAME_BYTES_PER_VISIT) as u64)?;
         }
-        self.visit(child, is_named, is_hidden)?;
+        self.visit(child, place)?;
         Ok(true)
     }
 
@@ -191,58 +178,120 @@ impl<'a> Walk<'a> {
         if let Some(parent) = self.frames.last_mut() {
             parent.is_fertile |= frame.is_fertile;
         }
+        let Some(whole) = frame.whole else { return };
+        let parts = whole.n_before..self.found.tensors.len() as u32;
+        if !parts.is_empty() {
+            let Begun { kind, shape, .. } = *whole;
+            let name = match kind {
+                // Its integers have its name, whichever it became.
+                CompositeKind::Quantised { .. } => &self.found.tensors[parts.start as usize].name,
+                _ => self.path.get(..frame.path_bytes).unwrap_or_default(),
+            };
+            let name = name.to_owned();
+            self.found.composites.push(Composite { name, kind, shape, parts });
+        } else if let (CompositeKind::Subclass { class }, false) = (whole.kind, frame.place.is_hidden) {
+            let name = shortened(self.path.get(..frame.path_bytes).unwrap_or_default());
+            self.warn(Warning::LeftOut(format!("tensor `{name}` of class {class}, without data")));
+        }
     }
 
     /// Deals with the value at the path.
-    fn visit(&mut self, value: Value, is_named: bool, is_hidden: bool) -> Result<()> {
-        let Some(mark) = self.mark_of(value) else {
+    fn visit(&mut self, value: Value, place: Place) -> Result<()> {
+        let Some(mark) = self.arena.identity(value) else {
             if let Value::Storage(id) = value {
-                let rebuilt = self.rebuild.persistent(id)?;
-                self.tensor_or_storage(rebuilt, is_hidden)?;
+                match self.rebuild.persistent(id) {
+                    Rebuilt::Tensor(view) => self.found(view, NO_CALL, place)?,
+                    _ => self.warn_of_storage(),
+                }
             }
             return Ok(());
         };
         match self.marks[mark] {
             Mark::Barren => return Ok(()),
             Mark::Open => {
-                self.warn(Warning::LeftOut(format!("`{}`, which leads back to what holds it", self.path)));
+                self.warn(Warning::LeftOut(format!(
+                    "`{}`, which leads back to what holds it",
+                    shortened(&self.path)
+                )));
                 self.fertilise();
                 return Ok(());
             }
             Mark::New => {}
         }
-        // A tensor that stands in two places is found in both, whatever its attributes hold.
-        let mut is_fertile = false;
-        let children = match value {
-            Value::Dict(dict) => Children::Dict(dict),
-            Value::List(list) => Children::List(list),
-            Value::Tuple(run) => Children::Tuple(run),
+        let (children, is_fertile) = match value {
+            Value::Dict(dict) => (Children::Dict(dict), false),
+            Value::List(list) => (Children::List(list), false),
+            Value::Tuple(run) => (Children::Tuple(run), false),
             Value::Call(call) => {
                 let mut parts = Parts::new();
                 let rebuilt = self.rebuild.call(call, &mut self.visits, &mut parts);
-                let named = |error: Error| if is_named { error.in_tensor(&self.path) } else { error };
+                let named = |error: Error| if place.is_named { error.in_tensor(&self.path) } else { error };
                 match rebuilt.map_err(named)? {
-                    rebuilt @ (Rebuilt::Tensor { .. } | Rebuilt::Storage) => {
-                        self.tensor_or_storage(rebuilt, is_hidden)?;
-                        is_fertile = true;
+                    Rebuilt::Storage => {
+                        self.warn_of_storage();
+                        return Ok(());
+                    }
+                    Rebuilt::Tensor(view) => {
+                        self.found(view, call, place)?;
                         if parts.iter().all(|&it| it == Value::None) {
                             return Ok(());
                         }
-                        Children::Parts(parts)
+                        // Whatever its attributes are, it is a tensor wherever it is met.
+                        (Children::Parts(parts), true)
                     }
+                    Rebuilt::Composite(whole) => return self.composite(*whole, call, parts, mark, place),
                     Rebuilt::Other => {
                         if let Some(reason) = self.rebuild.given.left_out(call) {
-                            self.warn(Warning::LeftOut(format!("array `{}`: {reason}", self.path)));
+                            let array = shortened(&self.path);
+                            self.warn(Warning::LeftOut(format!("array `{array}`: {reason}")));
                         }
-                        match self.module(call, &parts)? {
-                            Some(module) => Children::Module(Box::new(module)),
-                            None => Children::Parts(parts),
+                        let state = self.arena.calls[call as usize].state;
+                        // Modules may share one long list.
+                        self.visits.spend(Module::n_names(self.arena, state) as u64)?;
+                        match Module::new(self.arena, state, &parts) {
+                            Some(module) => (Children::Module(Box::new(module)), false),
+                            None => (Children::Parts(parts), false),
                         }
                     }
                 }
             }
             _ => return Ok(()),
         };
+        self.enter(children, Some(mark), place, is_fertile, None)
+    }
+
+    /// Lists what a composite has under its own name, then its parts, then its attributes.
+    fn composite(
+        &mut self,
+        whole: Whole,
+        call: u32,
+        attributes: Parts,
+        mark: usize,
+        place: Place,
+    ) -> Result<()> {
+        let Whole { kind, shape, own, named, free, left_out } = whole;
+        let begun = Box::new(Begun { kind, shape, n_before: self.found.tensors.len() as u32 });
+        if let Some(own) = own {
+            self.found(own, call, place)?;
+        }
+        if let (Some(what), false) = (left_out, place.is_hidden) {
+            self.warn(Warning::LeftOut(format!("{what} of `{}`", shortened(&self.path))));
+        }
+        let is_fertile = !matches!(begun.kind, CompositeKind::Subclass { .. });
+        // The last that is entered is the first to be walked.
+        self.enter(Children::Parts(attributes), Some(mark), place, is_fertile, None)?;
+        let parts = if named.is_empty() { Children::Parts(free) } else { Children::Named(named) };
+        self.enter(parts, None, place, is_fertile, Some(begun))
+    }
+
+    fn enter(
+        &mut self,
+        children: Children<'a>,
+        mark: Option<usize>,
+        place: Place,
+        is_fertile: bool,
+        whole: Option<Box<Begun>>,
+    ) -> Result<()> {
         if self.frames.len() >= self.limits.depth {
             let found = format!("more of them at `{}`", shortened(&self.path));
             return Err(Fault::new(
@@ -251,103 +300,52 @@ impl<'a> Walk<'a> {
             )
             .unsupported());
         }
-        self.marks[mark] = Mark::Open;
+        if let Some(mark) = mark {
+            self.marks[mark] = Mark::Open;
+        }
         let path_bytes = self.path.len();
-        self.frames.push(Frame {
-            children,
-            next: 0,
-            mark: Some(mark),
-            path_bytes,
-            is_named,
-            is_hidden,
-            is_fertile,
-        });
+        self.frames.push(Frame { children, next: 0, mark, path_bytes, place, is_fertile, whole });
         Ok(())
     }
 
-    /// Lists a tensor, tells of a storage.
-    fn tensor_or_storage(&mut self, rebuilt: Rebuilt, is_hidden: bool) -> Result<()> {
-        match rebuilt {
-            Rebuilt::Tensor { layout, storage, is_quantised } => {
-                let backing = storage.map_or(Backing::Meta, Backing::Storage);
-                self.found(layout, backing, is_quantised, is_hidden)
-            }
-            Rebuilt::Storage => {
-                self.warn(Warning::LeftOut(format!("storage `{}`, which no tensor views", self.path)));
-                Ok(())
-            }
-            Rebuilt::Other => Ok(()),
-        }
-    }
-
-    /// A container's identity; `None` for what holds nothing.
-    fn mark_of(&self, value: Value) -> Option<usize> {
-        let (n_pool, n_lists, n_dicts) =
-            (self.arena.pool.len(), self.arena.lists.len(), self.arena.dicts.len());
-        match value {
-            Value::Tuple(run) if run.len > 0 => Some(run.start as usize),
-            Value::List(list) => Some(n_pool + list as usize),
-            Value::Dict(dict) => Some(n_pool + n_lists + dict as usize),
-            Value::Call(call) => Some(n_pool + n_lists + n_dicts + call as usize),
-            _ => None,
-        }
-    }
-
-    /// A module of PyTorch, told by its attributes: the class itself is never known.
-    fn module(&mut self, call: u32, parts: &Parts) -> Result<Option<Module<'a>>> {
-        let arena = self.arena;
-        let state = arena.calls[call as usize].state;
-        let Value::Dict(attributes) = state else { return Ok(None) };
-        let parts_of_module = MODULE_PARTS.map(|key| match arena.get(attributes, key) {
-            Some(Value::Dict(dict)) => Some(dict),
-            _ => None,
-        });
-        let [Some(_), _, Some(_)] = parts_of_module else { return Ok(None) };
-        let transient =
-            arena.get(attributes, TRANSIENT).and_then(|it| arena.sequence(it)).unwrap_or_default();
-        // Modules may share one long list.
-        self.visits.spend(transient.len() as u64)?;
-        let transient = transient.iter().filter_map(|&it| match it {
-            Value::Str(text) | Value::Bytes(text) => Some(arena.bytes(text)),
-            _ => None,
-        });
-        let others = parts.iter().copied().filter(|&it| it != state).collect();
-        Ok(Some(Module { parts: parts_of_module, transient: transient.collect(), attributes, others }))
+    fn warn_of_storage(&mut self) {
+        let storage = shortened(&self.path);
+        self.warn(Warning::LeftOut(format!("storage `{storage}`, which no tensor views")));
     }
 
     /// Lists the tensor at the path.
-    fn found(&mut self, layout: Layout, backing: Backing, is_quantised: bool, is_hidden: bool) -> Result<()> {
+    fn found(&mut self, view: View, call: u32, place: Place) -> Result<()> {
         self.fertilise();
-        if is_hidden {
+        if place.is_hidden {
             self.warn(Warning::LeftOut(format!(
                 "tensor `{}`, which is not in the module's state",
-                self.path
+                shortened(&self.path)
             )));
             return Ok(());
         }
-        if self.tensors.len() >= self.limits.n_tensors {
+        if self.found.tensors.len() >= self.limits.n_tensors {
             let expected = format!("at most {} tensors", self.limits.n_tensors);
             return Err(Fault::new(expected, "more of them").unsupported());
         }
         self.visits.spend((self.path.len() / NAME_BYTES_PER_VISIT) as u64)?;
         let mut name = self.path.clone();
-        if self.names.contains(&self.tensors, &name) {
+        if self.names.contains(&self.found.tensors, &name) {
             let (listed_as, place) = (self.other_name()?, self.place());
             self.warn(Warning::SameName { name, listed_as: listed_as.clone(), place });
             name = listed_as;
         }
-        if is_quantised {
-            let what = match packed_in_byte(layout.dtype()) {
-                Some(_) => "scales, zero points and shape (its packed bytes are listed)",
-                None => "scales and zero points",
-            };
-            self.warn(Warning::LeftOut(format!("{what} of `{name}`")));
+        if let Some(dtype) = view.cast {
+            self.warn(Warning::LeftOut(format!(
+                "the cast of `{name}` to {dtype}, its type when it was saved"
+            )));
         }
+        let backing = view.storage.map_or(Backing::Meta, Backing::Storage);
         if backing == Backing::Meta {
             self.warn(Warning::MetaTensor(name.clone()));
         }
-        self.tensors.push(Tensor { name, layout, backing });
-        self.names.insert_last(&self.tensors);
+        self.found.tensors.push(Tensor { name, layout: view.layout, backing });
+        self.found.calls.push(call);
+        self.names.insert_last(&self.found.tensors);
         Ok(())
     }
 
@@ -357,7 +355,7 @@ impl<'a> Walk<'a> {
         loop {
             self.visits.spend(1)?;
             let name = format!("{}~{number}", self.path);
-            if !self.names.contains(&self.tensors, &name) {
+            if !self.names.contains(&self.found.tensors, &name) {
                 return Ok(name);
             }
             number += 1;
@@ -382,6 +380,7 @@ impl<'a> Walk<'a> {
                 }
                 // Writing to a string cannot fail.
                 Some(Segment::Index(index)) => drop(write!(place, "[{index}]")),
+                Some(Segment::Name(name)) => drop(write!(place, ".{name}")),
                 Some(Segment::Nothing) | None => {}
             }
         }
@@ -402,51 +401,4 @@ impl<'a> Walk<'a> {
             self.n_silent += 1;
         }
     }
-}
-
-impl Children<'_> {
-    /// A child, what it adds to the path, and whether it is hidden.
-    fn get(&self, arena: &Arena<'_>, index: usize) -> Option<(Segment, Value, bool)> {
-        let shown = |segment, value| Some((segment, value, false));
-        match self {
-            Children::Dict(dict) => {
-                let dict = &arena.dicts[*dict as usize];
-                match dict.items.get(index) {
-                    Some(&(key, value)) => shown(Segment::Key(key), value),
-                    // Behind the items come the attributes of a dictionary that has some.
-                    None if index == dict.items.len() => shown(Segment::Nothing, dict.state),
-                    None => None,
-                }
-            }
-            Children::List(list) => shown(Segment::Index(index), *arena.lists[*list as usize].get(index)?),
-            Children::Tuple(run) => shown(Segment::Index(index), *arena.run(*run).get(index)?),
-            Children::Parts(parts) => shown(Segment::Nothing, *parts.get(index)?),
-            Children::Module(module) => module.get(arena, index),
-        }
-    }
-}
-
-impl Module<'_> {
-    fn get(&self, arena: &Arena<'_>, mut index: usize) -> Option<(Segment, Value, bool)> {
-        for (part, dict) in self.parts.iter().enumerate() {
-            let items = dict.map_or(&[][..], |it| &arena.dicts[it as usize].items);
-            if let Some(&(key, value)) = items.get(index) {
-                let is_transient = MODULE_PARTS[part] == BUFFERS
-                    && matches!(key, Value::Str(text) | Value::Bytes(text) if self.transient.contains(arena.bytes(text)));
-                return Some((Segment::Key(key), value, is_transient));
-            }
-            index -= items.len();
-        }
-        let attributes = &arena.dicts[self.attributes as usize].items;
-        if let Some(&(key, value)) = attributes.get(index) {
-            let is_listed = matches!(value, Value::Dict(dict) if self.parts.contains(&Some(dict)));
-            return Some((Segment::Key(key), if is_listed { Value::None } else { value }, true));
-        }
-        Some((Segment::Nothing, *self.others.get(index - attributes.len())?, true))
-    }
-}
-
-/// The start of a path, for a message.
-fn shortened(path: &str) -> String {
-    path.chars().take(80).collect()
 }

@@ -395,6 +395,8 @@ fn a_checkpoint_that_changes_while_it_is_converted_leaves_nothing() {
         storages: vec![Storage { file: FileId(0), start_byte: 0, len_bytes: 4, swapped: false }],
         extents: Vec::new(),
         tensors: vec![Tensor { name: "w".into(), layout, backing: Backing::Storage(StorageId(0)) }],
+        composites: Vec::new(),
+        roots: Vec::new(),
         warnings: Vec::new(),
     };
     convert(&checkpoint, &files, &output(&path, Format::Pth), BUDGET_BYTES, &Progress::default()).unwrap();

@@ -130,6 +130,8 @@ mod tests {
             storages: vec![storage],
             extents: Vec::new(),
             tensors,
+            composites: Vec::new(),
+            roots: Vec::new(),
             warnings: Vec::new(),
         }
     }

@@ -122,6 +122,8 @@ impl Case {
             storages: storages.collect(),
             extents: self.extents.clone(),
             tensors: self.tensors.clone(),
+            composites: Vec::new(),
+            roots: Vec::new(),
             warnings: Vec::new(),
         };
         (checkpoint, files)

@@ -1,6 +1,7 @@
 //! Legacy files by hand: names, views, classes with their source, and every lie that one can tell.
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::{error::Error, source::MemorySource, tensor::Backing};
 use std::{
     path::{Path, PathBuf},

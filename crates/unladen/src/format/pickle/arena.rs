@@ -146,6 +146,23 @@ impl<'a> Arena<'a> {
         }
     }
 
+    /// How many values have an identity: tuples count as many as they have items.
+    pub(crate) fn n_identities(&self) -> usize {
+        self.pool.len() + self.lists.len() + self.dicts.len() + self.calls.len()
+    }
+
+    /// Which container a value is, a number below [`Arena::n_identities`]; `None` for what holds nothing.
+    pub(crate) fn identity(&self, value: Value) -> Option<usize> {
+        let (n_pool, n_lists, n_dicts) = (self.pool.len(), self.lists.len(), self.dicts.len());
+        match value {
+            Value::Tuple(run) if run.len > 0 => Some(run.start as usize),
+            Value::List(list) => Some(n_pool + list as usize),
+            Value::Dict(dict) => Some(n_pool + n_lists + dict as usize),
+            Value::Call(call) => Some(n_pool + n_lists + n_dicts + call as usize),
+            _ => None,
+        }
+    }
+
     /// The value of a string key.
     pub(crate) fn get(&self, dict: u32, key: &str) -> Option<Value> {
         // Python 2 wrote its text as bytes.
@@ -195,9 +212,15 @@ impl<'a> Arena<'a> {
             Value::None => write!(name, "None"),
             Value::Float(Wide(number)) => write!(name, "{number:?}"),
             Value::Tuple(run) => {
+                let start_bytes = name.len();
                 name.push('(');
                 for (index, &item) in self.run(run).iter().enumerate() {
                     name.push_str(if index == 0 { "" } else { ", " });
+                    // One long string may stand in it many times.
+                    if name.len() - start_bytes > MAX_TUPLE_BYTES {
+                        name.push_str("..");
+                        break;
+                    }
                     match item {
                         // One level is what keys are made of; more could go on for ever.
                         Value::Tuple(_) => name.push_str("(..)"),
@@ -229,7 +252,19 @@ impl<'a> Arena<'a> {
             self.push_key(key, &mut name);
             name
         };
-        twice.into_iter().map(name).collect()
+        twice.into_iter().map(name).map(|it| shortened(&it)).collect()
+    }
+}
+
+/// A tuple that is a key is not written out further than this.
+const MAX_TUPLE_BYTES: usize = 4096;
+
+/// The start of a name, for a message: a file may make one of millions of bytes, and hundreds of messages about it.
+pub(crate) fn shortened(name: &str) -> String {
+    const MAX_CHARS: usize = 500;
+    match name.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}...", name.get(..end).unwrap_or_default()),
+        None => name.to_owned(),
     }
 }
 
@@ -301,34 +336,55 @@ impl<'t> Texts<'t> {
     }
 }
 
-/// UTF-8 as far as it goes; a lone surrogate, which Python lets pass, as `\udXXX`, any other byte as `\xXX`.
+/// A part of a string's bytes.
+pub(crate) enum Piece<'a> {
+    Text(&'a str),
+    /// A lone surrogate, which Python lets pass.
+    Surrogate(u32),
+    /// A byte that is no UTF-8.
+    Byte(u8),
+}
+
+/// UTF-8 as far as it goes, and what stands between.
+pub(crate) fn pieces(bytes: &[u8]) -> impl Iterator<Item = Piece<'_>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let (piece, used) = match std::str::from_utf8(rest) {
+            Ok("") => return None,
+            Ok(text) => (Piece::Text(text), text.len()),
+            Err(error) if error.valid_up_to() > 0 => {
+                let valid = rest.get(..error.valid_up_to()).unwrap_or_default();
+                (Piece::Text(std::str::from_utf8(valid).unwrap_or_default()), valid.len())
+            }
+            Err(_) => match *rest {
+                [0xED, second @ 0xA0..=0xBF, third @ 0x80..=0xBF, ..] => {
+                    let unit = 0xD000 | u32::from(second & 0x3F) << 6 | u32::from(third & 0x3F);
+                    (Piece::Surrogate(unit), 3)
+                }
+                [byte, ..] => (Piece::Byte(byte), 1),
+                [] => return None,
+            },
+        };
+        rest = &rest[used..];
+        Some(piece)
+    })
+}
+
+/// UTF-8 as far as it goes; a lone surrogate as `\udXXX`, any other byte as `\xXX`.
 fn escaped(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
-    let mut rest = bytes;
-    loop {
-        let valid_bytes = match std::str::from_utf8(rest) {
-            Ok(valid) => {
+    for piece in pieces(bytes) {
+        // Writing to a string cannot fail.
+        let _ = match piece {
+            Piece::Text(valid) => {
                 text.push_str(valid);
-                return text;
+                Ok(())
             }
-            Err(error) => error.valid_up_to(),
+            Piece::Surrogate(unit) => write!(text, "\\u{unit:04x}"),
+            Piece::Byte(byte) => write!(text, "\\x{byte:02x}"),
         };
-        let (valid, broken) = rest.split_at(valid_bytes);
-        text.push_str(&String::from_utf8_lossy(valid));
-        let used = match *broken {
-            [0xED, second @ 0xA0..=0xBF, third @ 0x80..=0xBF, ..] => {
-                let unit = 0xD000 | u32::from(second & 0x3F) << 6 | u32::from(third & 0x3F);
-                let _ = write!(text, "\\u{unit:04x}");
-                3
-            }
-            [byte, ..] => {
-                let _ = write!(text, "\\x{byte:02x}");
-                1
-            }
-            [] => return text,
-        };
-        rest = &broken[used..];
     }
+    text
 }
 
 #[cfg(test)]

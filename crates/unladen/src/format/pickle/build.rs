@@ -10,6 +10,9 @@ use crate::error::Result;
 /// Items of all tuples, for each container or call that a pickle may make.
 const POOL_PER_OBJECT: usize = 4;
 
+/// Longer than any name of Python code.
+const MAX_NAME_BYTES: usize = 4096;
+
 impl<'a> Machine<'a> {
     /// Counts what takes memory beyond the stack.
     pub(super) fn check_objects(&self) -> Result<()> {
@@ -102,6 +105,12 @@ impl<'a> Machine<'a> {
     }
 
     pub(super) fn symbol(&mut self, module: &'a [u8], name: &'a [u8]) -> Result<()> {
+        // It is hashed each time that it is named, and shown in messages.
+        let len_bytes = module.len().max(name.len());
+        if len_bytes > MAX_NAME_BYTES {
+            let expected = format!("a name of at most {MAX_NAME_BYTES} bytes");
+            return Err(self.fault(expected, format!("one of {len_bytes}")).unsupported());
+        }
         let symbols = &mut self.arena.symbols;
         let number = *self.known_symbols.entry((module, name)).or_insert_with(|| {
             symbols.push(Symbol { module, name, meaning: symbol::meaning(module, name) });

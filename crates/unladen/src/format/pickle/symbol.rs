@@ -50,6 +50,18 @@ pub(crate) enum Meaning {
     FromType,
     /// (storage, offset, size, stride, quantiser, requires_grad, hooks).
     Quantised,
+    /// `torch.per_tensor_affine` and the like.
+    Scheme(&'static str),
+    /// (layout, parts and sizes).
+    Sparse,
+    /// (name) gives a layout.
+    GetLayout,
+    /// (buffer, sizes, strides, offsets).
+    Nested,
+    /// (parts by name).
+    Jagged,
+    /// (class, dtype, size, stride, offset, layout, device, requires_grad): the data are in its attributes.
+    Wrapper,
     /// (dtype, size, stride, requires_grad).
     Meta,
     /// (tensor, dtype, device, requires_grad).
@@ -78,6 +90,11 @@ impl Meaning {
         self.takes_no_state() || matches!(self, Meaning::OldTensor(_) | Meaning::ParameterClass)
     }
 
+    /// True for calls that stand for a tensor, plain or not, and for one of unknown class around it.
+    pub(crate) fn makes_tensor(self) -> bool {
+        self.is_tensor() || matches!(self, Meaning::FromType | Meaning::Jagged | Meaning::Wrapper)
+    }
+
     /// True for functions whose arguments say everything.
     pub(crate) fn takes_no_state(self) -> bool {
         matches!(
@@ -88,6 +105,8 @@ impl Meaning {
                 | Meaning::Parameter
                 | Meaning::ParameterWithState
                 | Meaning::Quantised
+                | Meaning::Sparse
+                | Meaning::Nested
                 | Meaning::Meta
                 | Meaning::FromCpuTensor
                 | Meaning::FromNumpy
@@ -111,6 +130,7 @@ const KNOWN: &[(&str, &str, Meaning)] = &[
     ("torch._utils", "_rebuild_tensor_v3", Meaning::TensorV3),
     ("torch._utils", "_rebuild_parameter", Meaning::Parameter),
     ("torch._utils", "_rebuild_parameter_with_state", Meaning::ParameterWithState),
+    ("torch._tensor", "_rebuild_from_type", Meaning::FromType),
     ("torch._tensor", "_rebuild_from_type_v2", Meaning::FromType),
     ("torch._utils", "_rebuild_qtensor", Meaning::Quantised),
     ("torch._utils", "_rebuild_meta_tensor_no_storage", Meaning::Meta),
@@ -122,17 +142,19 @@ const KNOWN: &[(&str, &str, Meaning)] = &[
     ("torch.storage", "UntypedStorage", Meaning::Storage(None)),
     ("torch.storage", "_UntypedStorage", Meaning::Storage(None)),
     ("torch", "UntypedStorage", Meaning::Storage(None)),
-    ("torch._utils", "_rebuild_sparse_tensor", Meaning::Harmless),
-    ("torch._utils", "_rebuild_nested_tensor", Meaning::Harmless),
-    ("torch._utils", "_rebuild_wrapper_subclass", Meaning::Harmless),
-    ("torch.serialization", "_get_layout", Meaning::Harmless),
+    ("torch._utils", "_rebuild_sparse_tensor", Meaning::Sparse),
+    ("torch._utils", "_rebuild_nested_tensor", Meaning::Nested),
+    ("torch._utils", "_rebuild_wrapper_subclass", Meaning::Wrapper),
+    ("torch.nested._internal.nested_tensor", "_rebuild_njt", Meaning::Jagged),
+    ("torch.nested._internal.nested_tensor", "NestedTensor", Meaning::Harmless),
+    ("torch.serialization", "_get_layout", Meaning::GetLayout),
     ("torch", "Tensor", Meaning::Harmless),
     ("torch", "device", Meaning::Harmless),
-    ("torch", "per_tensor_affine", Meaning::Harmless),
-    ("torch", "per_channel_affine", Meaning::Harmless),
-    ("torch", "per_tensor_symmetric", Meaning::Harmless),
-    ("torch", "per_channel_symmetric", Meaning::Harmless),
-    ("torch", "per_channel_affine_float_qparams", Meaning::Harmless),
+    ("torch", "per_tensor_affine", Meaning::Scheme("per_tensor_affine")),
+    ("torch", "per_channel_affine", Meaning::Scheme("per_channel_affine")),
+    ("torch", "per_tensor_symmetric", Meaning::Scheme("per_tensor_symmetric")),
+    ("torch", "per_channel_symmetric", Meaning::Scheme("per_channel_symmetric")),
+    ("torch", "per_channel_affine_float_qparams", Meaning::Scheme("per_channel_affine_float_qparams")),
     ("builtins", "complex", Meaning::Harmless),
     ("builtins", "bytearray", Meaning::ByteArray),
     ("builtins", "bytes", Meaning::ByteArray),
@@ -158,26 +180,45 @@ const KNOWN: &[(&str, &str, Meaning)] = &[
     ("pathlib", "WindowsPath", Meaning::Harmless),
     ("datetime", "datetime", Meaning::Harmless),
     ("datetime", "timedelta", Meaning::Harmless),
+    ("datetime", "date", Meaning::Harmless),
+    ("datetime", "timezone", Meaning::Harmless),
 ];
 
 /// Modules that have had other names: the old one, today's.
 const RENAMED: &[(&str, &str)] =
     &[("__builtin__", "builtins"), ("torch.tensor", "torch._tensor"), ("copy_reg", "copyreg")];
 
+/// A module by its name of today.
+pub(crate) fn modern_module(module: &str) -> &str {
+    RENAMED.iter().find(|(old, _)| *old == module).map_or(module, |(_, today)| today)
+}
+
 /// Modules whose classes of storages and tensors are named after element types.
 const TYPED: &[&str] = &["torch", "torch.cuda", "torch.storage"];
+
+/// Modules of sparse tensors by class, which stand as a type beside functions that say all.
+const SPARSE: &[&str] = &["torch.sparse", "torch.cuda.sparse"];
+
+/// `int1` to `int7` and `uint1` to `uint7`: types of PyTorch that no tensor of a file has.
+fn is_short_integer(name: &str) -> bool {
+    let bits = name.strip_prefix("uint").or_else(|| name.strip_prefix("int")).unwrap_or_default();
+    matches!(bits.as_bytes(), [b'1'..=b'7'])
+}
 
 /// What `module.name` stands for.
 pub(super) fn meaning(module: &[u8], name: &[u8]) -> Meaning {
     let (Ok(module), Ok(name)) = (std::str::from_utf8(module), std::str::from_utf8(name)) else {
         return Meaning::Unknown;
     };
-    let module = RENAMED.iter().find(|(old, _)| *old == module).map_or(module, |(_, today)| today);
+    let module = modern_module(module);
     if let Some((.., meaning)) = KNOWN.iter().find(|(a, b, _)| (*a, *b) == (module, name)) {
         return *meaning;
     }
     // Classes of the program that an archive of TorchScript holds; there is no such module.
     if module == "__torch__" || module.starts_with("__torch__.") {
+        return Meaning::Harmless;
+    }
+    if SPARSE.contains(&module) && name.ends_with("Tensor") {
         return Meaning::Harmless;
     }
     if !TYPED.contains(&module) {
@@ -190,7 +231,8 @@ pub(super) fn meaning(module: &[u8], name: &[u8]) -> Meaning {
         return Meaning::DType(dtype);
     }
     let element = name.strip_suffix("Tensor").unwrap_or_default();
-    DType::from_storage_class(&format!("{element}Storage")).map_or(Meaning::Unknown, Meaning::OldTensor)
+    let old = DType::from_storage_class(&format!("{element}Storage")).map(Meaning::OldTensor);
+    old.unwrap_or(if is_short_integer(name) { Meaning::Harmless } else { Meaning::Unknown })
 }
 
 #[cfg(test)]
@@ -208,5 +250,8 @@ mod tests {
         assert_eq!(meaning(b"os", b"system"), Meaning::Unknown);
         assert_eq!(meaning(b"evil", b"FloatStorage"), Meaning::Unknown);
         assert_eq!(meaning(b"torch", b"Tensor"), Meaning::Harmless);
+        assert_eq!(meaning(b"torch.sparse", b"FloatTensor"), Meaning::Harmless);
+        assert_eq!(meaning(b"torch", b"uint4"), Meaning::Harmless);
+        assert_eq!(meaning(b"torch", b"uint12"), Meaning::Unknown);
     }
 }

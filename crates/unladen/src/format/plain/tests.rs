@@ -1,6 +1,7 @@
 //! Plain pickles by hand: what stands inside them stays where it is.
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::{
     dtype::DType,
     source::MemorySource,

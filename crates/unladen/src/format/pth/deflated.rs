@@ -2,6 +2,7 @@
 //! inflated.
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::{
     dtype::DType,
     error::Error,

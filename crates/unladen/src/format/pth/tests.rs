@@ -1,6 +1,7 @@
 //! Archives around pickles by hand: names, ties, modules, and what must be refused.
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::{dtype::DType, error::Error, source::MemorySource, tensor::Backing};
 use std::{
     io::{Cursor, Write as _},
@@ -33,7 +34,7 @@ fn open_records(records: &[(&str, &[u8])]) -> Result<Checkpoint> {
     let len_bytes = bytes.len() as u64;
     let stamp =
         FileStamp { path: PathBuf::from("x.pt"), dev: 0, ino: 0, len_bytes, mtime_ns: 0, packed: None };
-    parse(&MemorySource::new("x.pt", bytes), stamp, &OpenOptions::default())
+    crate::format::parse(&MemorySource::new("x.pt", bytes), stamp, &OpenOptions::default())
 }
 
 fn open(parts: &[&[u8]]) -> Result<Checkpoint> {
@@ -190,4 +191,75 @@ fn storages_must_have_the_size_that_is_claimed() {
         assert!(error.to_string().contains("`x/data/0`"), "{error}");
     }
     assert!(open_records(&[("x/data.pkl", &pickle)]).unwrap_err().to_string().contains("no such record"));
+}
+
+/// A call of a function of `torch._utils` with these arguments.
+fn utils(function: &str, args: &[&[u8]]) -> Vec<u8> {
+    [b"ctorch._utils\n", function.as_bytes(), b"\n(", &args.concat()[..], b"tR"].concat()
+}
+
+#[test]
+fn a_cast_that_pytorch_would_make_is_told() {
+    let cast = utils(
+        "_rebuild_device_tensor_from_cpu_tensor",
+        &[&tensor(0, 2), b"ctorch\nbfloat16\nX\x03\0\0\0xla\x89"],
+    );
+    let checkpoint = open(&[b"}", &key("w"), &cast, b"s"]).unwrap();
+    assert_eq!(checkpoint.tensors[0].layout.dtype(), DType::F32);
+    assert!(checkpoint.warnings[0].to_string().contains("`w` to bfloat16"), "{:?}", checkpoint.warnings);
+    let same = utils(
+        "_rebuild_device_tensor_from_cpu_tensor",
+        &[&tensor(0, 2), b"ctorch\nfloat32\nX\x03\0\0\0xla\x89"],
+    );
+    assert_eq!(open(&[b"}", &key("w"), &same, b"s"]).unwrap().warnings, []);
+}
+
+#[test]
+fn a_parameter_with_attributes_is_found_wherever_it_stands() {
+    let attributes = [b"}", &key("note")[..], &key("x"), b"s"].concat();
+    let parameter = utils("_rebuild_parameter_with_state", &[&tensor(0, 1), b"\x89N", &attributes]);
+    let parameter = [&parameter[..], b"q\x09"].concat();
+    let checkpoint =
+        open(&[b"}(", &key("a"), &parameter, &key("b"), b"h\x09", &key("c"), b"h\x09u"]).unwrap();
+    assert_eq!(names(&checkpoint), ["a", "b", "c"]);
+    assert_eq!(checkpoint.first_with_same_bytes().iter().map(|it| it.0).collect::<Vec<_>>(), [0, 0, 0]);
+}
+
+#[test]
+fn a_subclass_without_data_is_told_and_a_sparse_tensor_of_sparse_parts_refused() {
+    let wrapper =
+        utils("_rebuild_wrapper_subclass", &[b"cmy\nFake\nctorch\nfloat32\nK\x02\x85K\x01\x85K\0NN\x89"]);
+    let checkpoint = open(&[b"}", &key("w"), &wrapper, b"s"]).unwrap();
+    assert!(checkpoint.tensors.is_empty() && checkpoint.composites.is_empty());
+    let warnings: String = checkpoint.warnings.iter().map(ToString::to_string).collect();
+    assert!(warnings.contains("`w` of class my.Fake, without data"), "{warnings}");
+
+    let layout = [b"ctorch.serialization\n_get_layout\n", &key("torch.sparse_coo")[..], b"\x85R"].concat();
+    let sparse = |indices: &[u8], values: &[u8]| {
+        utils("_rebuild_sparse_tensor", &[&layout, b"(", indices, values, b"K\x02K\x02\x86t"])
+    };
+    let mut inner = sparse(&tensor(0, 1), &tensor(0, 1));
+    // However deep: a part is looked into once.
+    for _ in 0..2000 {
+        inner = sparse(&inner, &tensor(0, 1));
+    }
+    let error = open(&[b"}", &key("w"), &inner, b"s"]).unwrap_err();
+    assert!(error.to_string().contains("plain tensor"), "{error}");
+}
+
+#[test]
+fn long_texts_that_are_referred_to_many_times_take_little() {
+    let long = [&key(&"x".repeat(200_000))[..], b"q\x090"].concat();
+    // A tuple as a key, of one text many times over.
+    let tuple = [b"(", &b"h\x09".repeat(100_000)[..], b"t"].concat();
+    let checkpoint = open(&[&long, b"}", &tuple, &tensor(0, 1), b"s"]).unwrap();
+    assert!(checkpoint.tensors[0].name.len() < 300_000);
+    // Paths of it, and a warning for each storage there.
+    let storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ";
+    let many = [b"](", &[&storage[..], b"q\x08"].concat()[..], &b"h\x08".repeat(200), b"e"].concat();
+    let checkpoint = open(&[&long, b"}h\x09", b"}h\x09", &many, b"ss"]).unwrap();
+    assert!(checkpoint.warnings.iter().all(|it| it.to_string().len() < 2_000));
+    // Names of code.
+    let error = open(&[&long, b"h\x09h\x09\x93"]).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(_)), "{error}");
 }

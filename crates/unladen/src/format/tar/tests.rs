@@ -1,6 +1,7 @@
 //! Archives of the first releases by hand: views, ties, every way of writing a header, and every lie.
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::{checkpoint::Warning, source::MemorySource, tensor::Backing};
 use std::path::PathBuf;
 

@@ -1,0 +1,133 @@
+//! Trees of pickles by hand, as text and as JSON.
+
+use super::*;
+use crate::{
+    checkpoint::Format,
+    format::{Limits, pickle, whole::Parts},
+};
+
+fn contents<'a>(pickle: &'a pickle::Pickle<'a>) -> Contents<'a> {
+    Contents {
+        format: Format::Pth,
+        files: Vec::new(),
+        arena: &pickle.arena,
+        root: pickle.root,
+        parts: Parts::default(),
+        constants: None,
+        warnings: Vec::new(),
+    }
+}
+
+fn printed(parts: &[&[u8]], style: TreeStyle) -> String {
+    let bytes = [b"\x80\x02", &parts.concat()[..], b"."].concat();
+    let pickle = pickle::read(&bytes, 0, &Limits::default()).unwrap();
+    let contents = contents(&pickle);
+    let mut all = String::new();
+    let mut out = |text: &str| {
+        all.push_str(text);
+        Ok(())
+    };
+    let mut writer = Writer { style, text: String::new(), out: &mut out };
+    print(&contents, &OpenOptions::default(), &mut writer).unwrap();
+    writer.flush(0).unwrap();
+    all
+}
+
+const TEXT: TreeStyle = TreeStyle { json: false, full: false };
+const JSON: TreeStyle = TreeStyle { json: true, full: false };
+
+fn key(text: &str) -> Vec<u8> {
+    [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+#[test]
+fn values_are_shown_as_python_writes_them() {
+    let parts: [&[u8]; 3] = [
+        b"](K\x03J\xff\xff\xff\xffG?\xb9\x99\x99\x99\x99\x99\x9aG\x7f\xf0\0\0\0\0\0\0NX\x03\0\0\0a'\nU\x02\xff\x00\x88\x8a\x09\0\0\0\0\0\0\0\0\x01ctorch\nfloat16\n",
+        b"K\x01\x85)",
+        b"e",
+    ];
+    let text = printed(&parts, TEXT);
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let expected =
+        r"[|3|-1|0.1|inf|None|'a\'\n'|2 bytes: ff 00|True|18446744073709551616|torch.float16|(1,)|()|]";
+    assert_eq!(lines.join("|"), expected);
+    assert_eq!(printed(&[b"](K\x03N\x88e"], TEXT), "[3, None, True]");
+    assert_eq!(
+        printed(&parts, JSON),
+        r#"[3,-1,0.1,{"$float":"inf"},null,"a'\u000a",{"$bytes":2,"first":"ff00"},true,18446744073709551616,{"$symbol":"torch.float16"},{"$tuple":[1]},{"$tuple":[]}]"#
+    );
+}
+
+#[test]
+fn objects_show_their_arguments_items_and_state() {
+    let state = [b"}", &key("lr")[..], b"K\x02s"].concat();
+    let object = [b"cmy\nThing\nK\x07\x85\x81", &state[..], b"b"].concat();
+    assert_eq!(printed(&[&object], TEXT), "my.Thing(7) {'lr': 2}");
+    assert_eq!(printed(&[&object], JSON), r#"{"$object":"my.Thing","args":[7],"state":{"lr":2}}"#);
+    let with_items = [b"cmy\nDict\n)R", &key("a")[..], b"K\x01s"].concat();
+    assert_eq!(printed(&[&with_items], TEXT), "my.Dict() {'a': 1}");
+}
+
+#[test]
+fn dictionaries_with_other_keys_or_attributes_stay_unambiguous() {
+    let dict = [b"}(K\0K\x01", &key("0")[..], b"K\x02u"].concat();
+    assert_eq!(printed(&[&dict], TEXT), "{\n  0: 1\n  '0': 2\n}");
+    assert_eq!(printed(&[&dict], JSON), r#"{"$dict":[[0,1],["0",2]]}"#);
+    let dollar = [b"}", &key("$tuple")[..], b"K\x01s"].concat();
+    assert_eq!(printed(&[&dollar], JSON), r#"{"$dict":[["$tuple",1]]}"#);
+    let attributed = [b"ccollections\nOrderedDict\n)R}", &key("_metadata")[..], b"Nsb"].concat();
+    assert_eq!(printed(&[&attributed], TEXT), "{} with {'_metadata': None}");
+    assert_eq!(printed(&[&attributed], JSON), r#"{"$value":{},"$attributes":{"_metadata":null}}"#);
+}
+
+#[test]
+fn what_is_shared_is_shown_once_and_cycles_end() {
+    let twice: [&[u8]; 1] = [b"](]q\x01K\x01ah\x01h\x01e"];
+    assert_eq!(printed(&twice, TEXT), "[\n  &1 [1]\n  *1\n  *1\n]");
+    assert_eq!(printed(&twice, JSON), r#"[{"$shared":1,"$value":[1]},{"$ref":1},{"$ref":1}]"#);
+    let cycle: [&[u8]; 1] = [b"]q\x01h\x01a"];
+    assert_eq!(printed(&cycle, TEXT), "&1 [\n  *1\n]");
+    assert_eq!(printed(&cycle, JSON), r#"{"$shared":1,"$value":[{"$ref":1}]}"#);
+}
+
+#[test]
+fn long_and_deep_things_are_cut_and_counted_unless_all_is_asked_for() {
+    let full = |style| TreeStyle { full: true, ..style };
+    let long = [b"](", &b"K\x01".repeat(1000)[..], b"e"].concat();
+    assert!(printed(&[&long], TEXT).ends_with("... 980 more\n]"), "{}", printed(&[&long], TEXT));
+    assert!(printed(&[&long], JSON).ends_with(r#",{"$cut":980}]"#));
+    assert_eq!(printed(&[&long], full(JSON)).matches('1').count(), 1000);
+    let text = key(&"ä".repeat(300));
+    assert!(printed(&[&text], TEXT).ends_with("'... (600 bytes)"));
+    assert!(printed(&[&text], JSON).ends_with(r#"","len_bytes":600}"#));
+    assert_eq!(printed(&[&text], full(TEXT)).chars().count(), 302);
+    let deep = [&b"]".repeat(500)[..], &b"a".repeat(499)].concat();
+    assert!(printed(&[&deep], TEXT).contains("[...]"));
+    assert!(printed(&[&deep], JSON).contains(r#"{"$deeper":1}"#));
+    let whole = printed(&[&deep], full(TEXT));
+    assert_eq!(whole.matches('[').count(), 500);
+    assert!(whole.len() < 200_000, "{}", whole.len());
+}
+
+#[test]
+fn text_that_is_multiplied_is_refused() {
+    let names = [&key(&"x".repeat(1000))[..], b"q\x010"].concat();
+    let many = [&names[..], b"](", &b"h\x01".repeat(100_000), b"e"].concat();
+    let bytes = [b"\x80\x02", &many[..], b"."].concat();
+    let pickle = pickle::read(&bytes, 0, &Limits::default()).unwrap();
+    let contents = contents(&pickle);
+    let mut out = |_: &str| Ok(());
+    let style = TreeStyle { full: true, json: true };
+    let mut writer = Writer { style, text: String::new(), out: &mut out };
+    assert!(print(&contents, &OpenOptions::default(), &mut writer).is_err());
+}
+
+#[test]
+fn nothing_in_a_name_steers_a_terminal() {
+    let evil = [b"}", &key("\x1b[31m")[..], &key("\u{9b}31m\u{202e}"), b"s"].concat();
+    let text = printed(&[&evil], TEXT);
+    assert!(text.chars().all(|it| !it.is_control() || it == '\n'), "{text:?}");
+    let symbol: [&[u8]; 1] = [b"c\x1b[31m\nx\n"];
+    assert!(!printed(&symbol, TEXT).contains('\x1b'));
+}
