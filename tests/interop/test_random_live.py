@@ -6,14 +6,15 @@ from safetensors.torch import load_file
 
 from random_checkpoints import KINDS
 from tensors import DTYPES, SAFETENSORS_READS, dtype_name, flat, resolved_bytes, sha256
-from unladen_cli import fails, hashes, ok
+from unladen_cli import hashes, ok
 
 LEGACY = {"_use_new_zipfile_serialization": False}
 WAYS = {f"protocol {it}": {"pickle_protocol": it} for it in (1, 2, 3, 4, 5)}
 WAYS |= {f"legacy, {name}": {**LEGACY, **how} for name, how in WAYS.items()}
 
-# What is refused by name for now. Whoever makes one of them readable strikes it here.
-NOT_READ_YET = [it for it in WAYS if it.startswith("legacy") or it == "protocol 1"]
+
+# The others have no class of storages of their own, and `torch.load` fails for them in legacy files that it wrote.
+LEGACY_READS = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex128 complex64".split()
 
 
 def expected(value):
@@ -26,9 +27,9 @@ def assert_same(found, reference, what):
 
 
 def cases():
-    """(kind, way), and how many seeds of it. What is refused anyway needs one."""
+    """(kind, way), and how many seeds of it."""
     for kind, (_, n_seeds) in KINDS.items():
-        for way in WAYS: yield pytest.param(kind, way, 1 if way in NOT_READ_YET else n_seeds, id=f"{kind}, {way}")
+        for way in WAYS: yield pytest.param(kind, way, n_seeds, id=f"{kind}, {way}")
 
 
 @pytest.mark.parametrize("kind, way, n_seeds", cases())
@@ -37,12 +38,10 @@ def test_random_checkpoints_are_read_and_converted_byte_for_byte(tmp_path, kind,
     for seed in range(n_seeds):
         # Every other one has only what safetensors can hold.
         dtypes = SAFETENSORS_READS if seed % 2 else DTYPES
+        if way.startswith("legacy"): dtypes = [it for it in dtypes if it in LEGACY_READS]
         number = 1000 * list(WAYS).index(way) + seed
         path = tmp_path / f"{number}.pt"
         torch.save(make(number, dtypes), path, **WAYS[way])
-        if way in NOT_READ_YET:
-            fails(1, "inspect", path)
-            continue
         reference = expected(torch.load(path, weights_only=False))
         assert len(reference) > 1
         assert_same(hashes(path), reference, path.name)
