@@ -56,17 +56,23 @@ pub(crate) struct OpenArgs {
     /// are warnings: nothing that a file names is run in either case.
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Let the files that a weight map names be links to anywhere, not only within their folder or Hugging Face's cache.
+    #[arg(long)]
+    pub(crate) follow_links: bool,
 }
 
 impl OpenArgs {
     pub(crate) fn options(&self) -> OpenOptions {
-        OpenOptions { root: self.root.clone(), strict: self.strict, ..OpenOptions::default() }
+        let OpenArgs { root, strict, follow_links } = self.clone();
+        OpenOptions { root, strict, follow_links, ..OpenOptions::default() }
     }
 
     /// The same words again, for a command that is started by another.
     pub(crate) fn words(&self) -> Vec<String> {
         let root = self.root.iter().map(|it| format!("--root={it}"));
-        root.chain(self.strict.then(|| "--strict".to_owned())).collect()
+        let strict = self.strict.then(|| "--strict".to_owned());
+        let follow_links = self.follow_links.then(|| "--follow-links".to_owned());
+        root.chain(strict).chain(follow_links).collect()
     }
 }
 
@@ -132,7 +138,7 @@ impl HowArgs {
 
 #[derive(ClapArgs)]
 pub(crate) struct PlanArgs {
-    /// A checkpoint file, or a folder with one file per tensor.
+    /// A checkpoint: a file, a weight map, or a folder.
     pub(crate) file: PathBuf,
     #[command(flatten)]
     pub(crate) open: OpenArgs,
@@ -193,7 +199,7 @@ pub(crate) struct CompareArgs {
 
 #[derive(ClapArgs)]
 pub(crate) struct InspectArgs {
-    /// A checkpoint file, or a folder with one file per tensor.
+    /// A checkpoint: a file, a weight map, or a folder.
     pub(crate) file: PathBuf,
     #[command(flatten)]
     pub(crate) open: OpenArgs,
@@ -228,7 +234,7 @@ pub(crate) enum Hash {
 
 #[derive(ClapArgs)]
 pub(crate) struct LoadArgs {
-    /// A checkpoint file, or a folder with one file per tensor.
+    /// A checkpoint: a file, a weight map, or a folder.
     pub(crate) file: PathBuf,
     #[command(flatten)]
     pub(crate) open: OpenArgs,
@@ -277,11 +283,14 @@ pub(crate) struct ConvertArgs {
 
 #[derive(ClapArgs)]
 pub(crate) struct VerifyArgs {
-    /// A checkpoint file, or a folder with one file per tensor. Alone: its records are compared with their checksums.
+    /// A checkpoint: a file, a weight map, or a folder. Alone: its records are compared with their checksums.
     pub(crate) file: PathBuf,
     /// Another checkpoint, of any format: do both hold the same tensors?
     #[arg(conflicts_with_all = ["manifest", "write_manifest"])]
     pub(crate) other: Option<PathBuf>,
+    /// With OTHER: a root that is a path is FILE's, `auto` goes for both.
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
     /// Compare every tensor with a manifest: name, type, shape and bytes.
     #[arg(long, value_name = "JSON")]
     pub(crate) manifest: Option<PathBuf>,

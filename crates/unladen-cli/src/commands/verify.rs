@@ -6,7 +6,8 @@ use crate::{args::VerifyArgs, human, out, watch};
 use report::{CheckReport, CompareReport};
 use std::{path::Path, process::ExitCode, time::Instant};
 use unladen::{
-    Limits, OpenCheckpoint, Result,
+    Limits, OpenCheckpoint, OpenOptions, Result,
+    checkpoint::Root,
     verify::{self, Check, Manifest},
 };
 
@@ -21,15 +22,15 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::from(WRONG) })
 }
 
-fn open(path: &Path) -> Result<OpenCheckpoint> {
-    let checkpoint = unladen::open(path)?;
+fn open(path: &Path, options: &OpenOptions) -> Result<OpenCheckpoint> {
+    let checkpoint = unladen::open_with(path, options)?;
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(checkpoint)
 }
 
 fn check(args: &VerifyArgs) -> Result<bool> {
     let manifest = args.manifest.as_deref().map(Manifest::read).transpose()?;
-    let checkpoint = open(&args.file)?;
+    let checkpoint = open(&args.file, &args.open.options())?;
     if let Some(path) = &args.write_manifest {
         Manifest::check_output(path, args.force, &checkpoint.files)?;
     }
@@ -70,7 +71,11 @@ fn check(args: &VerifyArgs) -> Result<bool> {
 }
 
 fn compare(args: &VerifyArgs, other: &Path) -> Result<bool> {
-    let (one, other) = (open(&args.file)?, open(other)?);
+    let options = args.open.options();
+    let one = open(&args.file, &options)?;
+    // The other one may hold the state dict alone.
+    let root = options.root.clone().filter(|it| *it == Root::Auto);
+    let other = open(other, &OpenOptions { root, ..options })?;
     let began = Instant::now();
     let sides = [(&*one, one.files()), (&*other, other.files())];
     let comparison =
