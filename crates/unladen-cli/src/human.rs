@@ -13,6 +13,18 @@ pub(crate) fn bytes(n_bytes: u64) -> String {
     }
 }
 
+/// A name that fits a table: of a long one, the beginning and the end.
+pub(crate) fn shortened(name: &str) -> String {
+    const KEPT_CHARS: usize = 60;
+    if name.chars().nth(2 * KEPT_CHARS + 1).is_none() {
+        return name.to_owned();
+    }
+    let start: String = name.chars().take(KEPT_CHARS).collect();
+    let mut end: Vec<char> = name.chars().rev().take(KEPT_CHARS).collect();
+    end.reverse();
+    format!("{start}…{}", end.into_iter().collect::<String>())
+}
+
 /// `64MiB`, `512 m`, `1.5GiB`, `4096`, and `none` for no limit. All units are powers of 1024.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();

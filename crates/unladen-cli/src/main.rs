@@ -15,7 +15,6 @@ use unladen::Error;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    watch::cancel_on_interrupt();
     let done = |()| ExitCode::SUCCESS;
     let result = match &args.command {
         Command::Compare(args) => commands::compare::run(args).map(done),

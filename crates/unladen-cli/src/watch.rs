@@ -8,7 +8,7 @@ use signal_hook::{
 use std::{
     io::IsTerminal,
     sync::{
-        LazyLock,
+        LazyLock, Once,
         mpsc::{self, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -18,13 +18,17 @@ use unladen::Progress;
 /// The work of this process. One at a time, and whatever runs when Ctrl-C comes is cancelled.
 static PROGRESS: LazyLock<Progress> = LazyLock::new(Progress::default);
 
-/// The progress to hand to whatever works.
+/// The progress to hand to whatever works. From the first call on, Ctrl-C asks the work to stop; before it, while headers are
+/// read, there is nothing to take along, and Ctrl-C ends the program.
 pub(crate) fn progress() -> &'static Progress {
+    LISTENING.call_once(cancel_on_interrupt);
     &PROGRESS
 }
 
+static LISTENING: Once = Once::new();
+
 /// Ctrl-C and SIGTERM ask the work to stop, and to take its temporary files along; a second one stops at once.
-pub(crate) fn cancel_on_interrupt() {
+fn cancel_on_interrupt() {
     // Without this they still end the program, only less tidily: no reason to refuse to work.
     let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return };
     let listen = move || {
@@ -45,7 +49,7 @@ pub(crate) fn with_bar<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
     if !std::io::stderr().is_terminal() {
         return work();
     }
-    let (start_bytes, _) = PROGRESS.get();
+    let (start_bytes, _) = progress().get();
     let (stop, stopped) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn(move || draw(what, start_bytes, &stopped));

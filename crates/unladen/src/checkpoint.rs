@@ -163,10 +163,10 @@ impl fmt::Display for Warning {
                 write!(f, "tensor `{}` is on the meta device and has no data", name.escape_debug())
             }
             Warning::SameName { name, listed_as, place } => {
-                let [name, listed_as, place] = [name, listed_as, place].map(|it| it.escape_debug());
+                let [name, listed_as, place] = [name, listed_as, place].map(|it| shown(it));
                 write!(f, "two tensors are named `{name}`, the one at {place} is listed as `{listed_as}`")
             }
-            Warning::LeftOut(what) => write!(f, "left out: {}", what.escape_debug()),
+            Warning::LeftOut(what) => write!(f, "left out: {}", shown(what)),
             Warning::TiesWrittenOut { n_tensors, len_bytes } => {
                 write!(f, "{n_tensors} tied tensors lose their ties: {len_bytes} bytes are written again")
             }
@@ -180,6 +180,15 @@ impl fmt::Display for Warning {
             }
         }
     }
+}
+
+/// Text on a terminal: control characters as escapes, quotes as they are.
+fn shown(text: &str) -> String {
+    let escape = |it: char| match it {
+        '\'' | '"' => it.to_string(),
+        _ => it.escape_debug().to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// What a checkpoint's headers say.

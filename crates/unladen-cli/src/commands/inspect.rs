@@ -136,7 +136,7 @@ fn print(checkpoint: &OpenCheckpoint, listing: &Listing<'_>) {
         let stride =
             if tensor.layout.is_contiguous() { String::new() } else { format!("{:?}", listed.stride) };
         table.add_row([
-            listed.name.escape_debug().to_string(),
+            human::shortened(listed.name).escape_debug().to_string(),
             listed.dtype.to_owned(),
             format!("{:?}", listed.shape),
             stride,
@@ -157,8 +157,9 @@ fn print(checkpoint: &OpenCheckpoint, listing: &Listing<'_>) {
     }
     out::result(&table.trim_fmt());
     for made in &listing.composites {
-        let [name, what] = [made.name, &made.what].map(|it| it.escape_debug());
-        let parts = made.parts.join(", ");
+        let [name, what] = [made.name, &made.what].map(|it| human::shortened(it).escape_debug().to_string());
+        let parts: Vec<_> = made.parts.iter().map(|it| human::shortened(it)).collect();
+        let parts = parts.join(", ");
         out::result(&format!("`{name}` {:?}: {what}; made of {}", made.shape, parts.escape_debug()));
     }
     let n_storages = checkpoint.storages.len();

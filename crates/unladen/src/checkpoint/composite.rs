@@ -1,6 +1,7 @@
 //! Tensors that are more than a box of elements: which listed tensors are their parts, and what those mean together.
 
-use crate::tensor::{Dims, TensorId};
+use super::Checkpoint;
+use crate::tensor::{Dims, Tensor, TensorId};
 use std::{fmt, ops::Range};
 
 /// A sparse, nested or quantised tensor, or one of a class of its own, by the plain tensors that it is made of.
@@ -115,6 +116,26 @@ impl SparseLayout {
     /// The layout of PyTorch's name.
     pub fn from_name(name: &str) -> Option<SparseLayout> {
         SPARSE.iter().find(|(_, known, _)| *known == name).map(|row| row.0)
+    }
+}
+
+impl Checkpoint {
+    /// Keeps some tensors, and of what is made of several that of which all are kept.
+    pub(crate) fn retain_tensors(&mut self, mut keep: impl FnMut(&Tensor) -> bool) {
+        let mut n_kept = 0;
+        let mut new_position = Vec::with_capacity(self.tensors.len() + 1);
+        self.tensors.retain(|it| {
+            new_position.push(n_kept);
+            let is_kept = keep(it);
+            n_kept += u32::from(is_kept);
+            is_kept
+        });
+        new_position.push(n_kept);
+        self.composites.retain_mut(|it| {
+            let Range { start, end } = it.parts;
+            it.parts = new_position[start as usize]..new_position[end as usize];
+            end - start == it.parts.end - it.parts.start
+        });
     }
 }
 

@@ -308,7 +308,10 @@ impl<'a> Machine<'a> {
                         };
                         self.symbol(module, name)?;
                     }
-                    other => return Err(self.fault("the name of a global", format!("{other:?}")).corrupt()),
+                    (name, module) => {
+                        let found = format!("{} and {}", module.describe(), name.describe());
+                        return Err(self.fault("the name of a global", found).corrupt());
+                    }
                 },
                 b'R' | 0x81 => {
                     let (args, function) = (self.pop()?, self.pop()?);

@@ -127,7 +127,9 @@ fn check_version(
         Some(version) if VERSIONS.contains(&version) => Ok(()),
         Some(version) => {
             let expected = format!("an archive of version {} to {}", VERSIONS.start(), VERSIONS.end());
-            Err(Fault::new(expected, format!("version {version}")).unsupported())
+            Err(Fault::new(expected, format!("version {version}"))
+                .hint("a PyTorch newer than this program may have written it; save it as safetensors there")
+                .unsupported())
         }
         None => Err(Fault::new("a number as the archive's version", format!("`{}`", show(&text))).corrupt()),
     }

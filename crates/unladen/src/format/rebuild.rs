@@ -134,6 +134,8 @@ impl Rebuild<'_> {
                 }
                 (Meaning::TensorV2, &[storage, offset, size, stride, _, _, flags]) => {
                     let view = self.view(storage, offset, size, stride, None)?;
+                    // Tensors may share one long dictionary.
+                    visits.spend(self.arena.n_items(flags))?;
                     return tensor(view.flagged(self.arena, flags), cast);
                 }
                 (Meaning::TensorV3, &[storage, offset, size, stride, _, _, dtype]) => {
@@ -141,6 +143,8 @@ impl Rebuild<'_> {
                 }
                 (Meaning::TensorV3, &[storage, offset, size, stride, _, _, dtype, flags]) => {
                     let view = self.view(storage, offset, size, stride, Some(dtype))?;
+                    // Tensors may share one long dictionary.
+                    visits.spend(self.arena.n_items(flags))?;
                     return tensor(view.flagged(self.arena, flags), cast);
                 }
                 (
@@ -315,22 +319,7 @@ pub(super) fn unsigned(value: Value) -> Result<u64> {
 }
 
 fn malformed(expected: &str, found: Value) -> crate::Error {
-    let found = match found {
-        Value::Int(Wide(number)) => number.to_string(),
-        Value::Bool(truth) => format!("the truth value {truth}"),
-        Value::Float(Wide(number)) => format!("{number:?}"),
-        Value::None => "None".to_owned(),
-        Value::Long(_) => "an integer of more than 64 bits".to_owned(),
-        Value::Str(_) | Value::Bytes(_) => "a string".to_owned(),
-        Value::Symbol(_) => "the name of a class or function".to_owned(),
-        Value::Tuple(Run { len, .. }) => format!("a tuple of {len}"),
-        Value::List(_) => "a list".to_owned(),
-        Value::Dict(_) => "a dictionary".to_owned(),
-        Value::Call(_) => "an object".to_owned(),
-        Value::Storage(_) => "a storage".to_owned(),
-        Value::Blob(_) => "a long string".to_owned(),
-    };
-    Fault::new(expected, found).corrupt()
+    Fault::new(expected, found.describe()).corrupt()
 }
 
 /// How many elements of a type stand in a byte, for the types that PyTorch counts so.

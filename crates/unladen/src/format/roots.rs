@@ -77,10 +77,13 @@ fn dict_of(arena: &Arena<'_>, value: Value) -> Option<u32> {
 
 fn has_tensor(arena: &Arena<'_>, value: Value, n_looks: &mut usize) -> bool {
     if let Value::Call(call) = value
-        && let Value::Dict(attributes) = arena.calls[call as usize].state
-        && tree::is_module(arena, attributes)
+        && let state @ Value::Dict(attributes) = arena.calls[call as usize].state
     {
-        return true;
+        // Objects may share one long dictionary.
+        *n_looks = n_looks.saturating_sub(arena.n_items(state) as usize);
+        if *n_looks > 0 && tree::is_module(arena, attributes) {
+            return true;
+        }
     }
     let mut waiting: Vec<u32> = dict_of(arena, value).into_iter().collect();
     let mut seen: HashSet<u32> = waiting.iter().copied().collect();

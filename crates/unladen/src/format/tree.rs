@@ -20,14 +20,14 @@ use crate::{
 use children::{Children, Segment};
 use module::Module;
 use names::Names;
-use std::fmt::Write as _;
+use std::{collections::HashMap, fmt::Write as _};
 
 /// Tensors that room is made for beforehand: one for each mention of a storage, as state dicts have it.
 const MAX_ROOM: usize = 1 << 17;
 /// Warnings of one file; what comes after is counted.
 pub(super) const MAX_WARNINGS: usize = 100;
-/// Bytes of a name that cost as much as a visited value.
-const NAME_BYTES_PER_VISIT: usize = 4;
+/// Visited values that a byte of a name costs as much as: all names take no more than a few times the pickle.
+const VISITS_PER_NAME_BYTE: u64 = 4;
 
 /// No call's position.
 const NO_CALL: u32 = u32::MAX;
@@ -65,6 +65,7 @@ pub(super) fn list(
             composites: Vec::new(),
             calls: Vec::with_capacity(n_expected),
         },
+        last_numbers: HashMap::new(),
         warnings,
         n_silent: 0,
     };
@@ -128,6 +129,8 @@ struct Walk<'a> {
     path: String,
     found: Listing,
     names: Names,
+    /// The last number that was given to a name that is taken.
+    last_numbers: HashMap<String, u64>,
     warnings: &'a mut Vec<Warning>,
     n_silent: usize,
 }
@@ -164,7 +167,7 @@ impl<'a> Walk<'a> {
                 Segment::Index(index) => drop(write!(self.path, "{index}")),
                 Segment::Nothing => {}
             }
-            self.visits.spend(((self.path.len() - path_bytes) / NAME_BYTES_PER_VISIT) as u64)?;
+            self.visits.spend((self.path.len() - path_bytes) as u64)?;
         }
         self.visit(child, place)?;
         Ok(true)
@@ -246,7 +249,8 @@ impl<'a> Walk<'a> {
                             self.warn(Warning::LeftOut(format!("array `{array}`: {reason}")));
                         }
                         let state = self.arena.calls[call as usize].state;
-                        // Modules may share one long list.
+                        // Objects may share one long dictionary, and modules one long list.
+                        self.visits.spend(self.arena.n_items(state))?;
                         self.visits.spend(Module::n_names(self.arena, state) as u64)?;
                         match Module::new(self.arena, state, &parts) {
                             Some(module) => (Children::Module(Box::new(module)), false),
@@ -327,7 +331,7 @@ impl<'a> Walk<'a> {
             let expected = format!("at most {} tensors", self.limits.n_tensors);
             return Err(Fault::new(expected, "more of them").unsupported());
         }
-        self.visits.spend((self.path.len() / NAME_BYTES_PER_VISIT) as u64)?;
+        self.visits.spend(VISITS_PER_NAME_BYTE * self.path.len() as u64)?;
         let mut name = self.path.clone();
         if self.names.contains(&self.found.tensors, &name) {
             let (listed_as, place) = (self.other_name()?, self.place());
@@ -351,14 +355,15 @@ impl<'a> Walk<'a> {
 
     /// A name for a tensor whose own is taken.
     fn other_name(&mut self) -> Result<String> {
-        let mut number = 2u64;
+        let mut number = self.last_numbers.get(&self.path).copied().unwrap_or(1);
         loop {
-            self.visits.spend(1)?;
+            self.visits.spend(VISITS_PER_NAME_BYTE * self.path.len() as u64)?;
+            number += 1;
             let name = format!("{}~{number}", self.path);
             if !self.names.contains(&self.found.tensors, &name) {
+                self.last_numbers.insert(self.path.clone(), number);
                 return Ok(name);
             }
-            number += 1;
         }
     }
 

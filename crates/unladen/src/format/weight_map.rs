@@ -99,7 +99,7 @@ impl WeightMap<'_> {
     fn select(&self, file: u32, shard: &mut Checkpoint) -> Result<()> {
         let (name, n_listed) = &self.files[file as usize];
         let mut others = ShownNames::default();
-        shard.tensors.retain(|tensor| {
+        shard.retain_tensors(|tensor| {
             let is_listed = self.file_of(&tensor.name) == Some(file);
             if !is_listed {
                 others.push(&tensor.name);

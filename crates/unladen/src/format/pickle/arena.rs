@@ -55,6 +55,27 @@ pub(crate) enum Value {
     Storage(u32),
 }
 
+impl Value {
+    /// What it is, in words.
+    pub(crate) fn describe(self) -> String {
+        match self {
+            Value::Int(Wide(number)) => number.to_string(),
+            Value::Bool(truth) => format!("the truth value {truth}"),
+            Value::Float(Wide(number)) => format!("{number:?}"),
+            Value::None => "None".to_owned(),
+            Value::Long(_) => "an integer of more than 64 bits".to_owned(),
+            Value::Str(_) | Value::Bytes(_) => "a string".to_owned(),
+            Value::Symbol(_) => "the name of a class or function".to_owned(),
+            Value::Tuple(Run { len, .. }) => format!("a tuple of {len}"),
+            Value::List(_) => "a list".to_owned(),
+            Value::Dict(_) => "a dictionary".to_owned(),
+            Value::Call(_) => "an object".to_owned(),
+            Value::Storage(_) => "a storage".to_owned(),
+            Value::Blob(_) => "a long string".to_owned(),
+        }
+    }
+}
+
 /// A dictionary.
 #[derive(Clone, Debug)]
 pub(crate) struct Dict {
@@ -168,6 +189,14 @@ impl<'a> Arena<'a> {
         // Python 2 wrote its text as bytes.
         let is_key = |it: Value| matches!(it, Value::Str(text) | Value::Bytes(text) if self.bytes(text) == key.as_bytes());
         self.dicts[dict as usize].items.iter().find(|(it, _)| is_key(*it)).map(|&(_, value)| value)
+    }
+
+    /// How many items must be looked at to find a key, at most.
+    pub(crate) fn n_items(&self, value: Value) -> u64 {
+        match value {
+            Value::Dict(dict) => self.dicts[dict as usize].items.len() as u64,
+            _ => 0,
+        }
     }
 
     /// What a callee is known for.

@@ -66,7 +66,7 @@ impl<'a> Machine<'a> {
                     return Err(self.fault("an object that is a list", "one that is a dictionary").corrupt());
                 }
             },
-            other => return Err(self.fault("a list to append to", format!("{other:?}")).corrupt()),
+            other => return Err(self.fault("a list to append to", other.describe()).corrupt()),
         };
         Ok(&mut self.arena.lists[list as usize])
     }
@@ -81,7 +81,7 @@ impl<'a> Machine<'a> {
                     return Err(self.fault("an object that is a dictionary", "one that is a list").corrupt());
                 }
             },
-            other => return Err(self.fault("a dictionary to set items of", format!("{other:?}")).corrupt()),
+            other => return Err(self.fault("a dictionary to set items of", other.describe()).corrupt()),
         };
         Ok(&mut self.arena.dicts[dict as usize].items)
     }
@@ -136,7 +136,7 @@ impl<'a> Machine<'a> {
             _ => false,
         };
         if !is_allowed {
-            return Err(self.fault("a persistent id that is a tuple", format!("{id:?}")).corrupt());
+            return Err(self.fault("a persistent id that is a tuple", id.describe()).corrupt());
         }
         let storage = Value::Storage(self.arena.persistent.len() as u32);
         self.arena.persistent.push(id);
@@ -147,10 +147,10 @@ impl<'a> Machine<'a> {
     /// Records a call; plain containers become what they are at once.
     pub(super) fn call(&mut self, function: Value, args: Value) -> Result<Value> {
         let Value::Tuple(args) = args else {
-            return Err(self.fault("a tuple of arguments", format!("{args:?}")).corrupt());
+            return Err(self.fault("a tuple of arguments", args.describe()).corrupt());
         };
         if !matches!(function, Value::Symbol(_) | Value::Call(_)) {
-            return Err(self.fault("a function to call", format!("{function:?}")).corrupt());
+            return Err(self.fault("a function to call", function.describe()).corrupt());
         }
         match (self.arena.meaning(function), self.arena.run(args)) {
             (Meaning::Dict, []) => return self.new_dict(Vec::new()),
@@ -188,7 +188,7 @@ impl<'a> Machine<'a> {
                 }
                 &mut self.arena.calls[call as usize].state
             }
-            other => return Err(self.fault("an object that has a state", format!("{other:?}")).corrupt()),
+            other => return Err(self.fault("an object that has a state", other.describe()).corrupt()),
         };
         let before = std::mem::replace(place, state);
         if before == Value::None {

@@ -160,6 +160,7 @@ impl Rebuild<'_> {
 
     /// A nested tensor as a subclass: rows of different lengths in one tensor, and where each starts.
     fn jagged(&self, by_name: u32, visits: &mut Visits, parts: &mut Parts) -> Result<Whole> {
+        visits.spend(self.arena.n_items(Value::Dict(by_name)))?;
         let get = |name| self.arena.get(by_name, name).unwrap_or(Value::None);
         let (values, offsets) = (get("values"), get("offsets"));
         self.plain(values, visits)?;
