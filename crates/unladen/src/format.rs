@@ -7,6 +7,7 @@ mod dcp;
 mod folder;
 mod given;
 mod inline;
+mod latin1;
 mod legacy;
 pub mod names;
 mod numbered;
