@@ -174,7 +174,7 @@ fn text_that_holds_no_storage_or_no_latin_1_ends_in_an_error() {
         b"",
         b"\x80",
         &other_count,
-        &long[..100_000],
+        &long[..60_000],
     ] {
         let error = open([b"\x80\x02", &tensor(&letters(inner, "latin1"), 4)[..], b"."].concat());
         assert!(matches!(error, Err(Error::Corrupt(_))), "{error:?}");
