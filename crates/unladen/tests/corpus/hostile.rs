@@ -26,10 +26,8 @@ fn wrong_ends(root: &Path, run: impl Fn(&Path) -> Result<(), Error>) -> Vec<Stri
             Err(error) => format!("error: {error}\n    hint: {}", error.hint()),
         };
         eprintln!("{text}");
-        let right = match (outcome.as_str().unwrap(), &result) {
-            ("either", _) | ("load", Ok(())) | ("error", Err(_)) => true,
-            _ => false,
-        };
+        let outcome = outcome.as_str().unwrap();
+        let right = matches!((outcome, &result), ("either", _) | ("load", Ok(())) | ("error", Err(_)));
         if !right {
             wrong.push(format!("{} should be {outcome}, is {text}", path.display()));
         }
