@@ -9,7 +9,7 @@ from torch import nn
 from random_checkpoints import checkpoint
 from tar_archive import save_tar
 from tensors import DTYPES, digest, dtype_name, flat, of_bytes, resolved_bytes, sha256
-from unladen_cli import STRATEGIES, fails, hashes, ok, ok_json
+from unladen_cli import STRATEGIES, fails, hashes, ok, ok_json, run
 
 
 def expected(state):
@@ -108,8 +108,8 @@ def test_other_tar_archives_are_named(tmp_path):
 
 # ---- plain pickles ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_plain_pickles_are_read_in_place(tmp_path, protocol):
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+def test_plain_pickles_hold_what_python_reads(tmp_path, protocol):
     wide = torch.randn(3000)
     state = {"short": torch.arange(6.0).view(2, 3), "long": torch.randn(70, 80).t(), "slice": wide[10:20], "half": torch.ones(3, dtype=torch.bfloat16)}
     state |= {"u16": of_bytes(torch.uint16, 5), "empty": torch.empty(0, 2), "parameter": nn.Parameter(torch.randn(4))}
@@ -130,13 +130,37 @@ def test_plain_pickles_larger_than_the_limit_of_a_pickle_take_no_memory_to_open(
     assert [it["shape"] for it in listing["tensors"]] == [[80 << 20], [2]]
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2])
-def test_bytes_as_text_are_named(tmp_path, protocol):
-    with open(tmp_path / "in.pkl", "wb") as file: pickle.dump({"w": torch.ones(3)}, file, protocol=protocol)
-    fails(1, "inspect", tmp_path / "in.pkl", mentions=["Latin-1", "protocol 4"])
-    with open(tmp_path / "in.pkl", "wb") as file: pickle.dump({"a": np.ones(3), "n": 1}, file, protocol=protocol)
+def test_bytes_as_escaped_text_are_named(tmp_path):
+    with open(tmp_path / "in.pkl", "wb") as file: pickle.dump({"w": torch.ones(3)}, file, protocol=0)
+    fails(1, "inspect", tmp_path / "in.pkl", mentions=["do not stand in the file", "protocol 4"])
+    with open(tmp_path / "in.pkl", "wb") as file: pickle.dump({"a": np.ones(3), "n": 1}, file, protocol=0)
     listing = inspect(tmp_path / "in.pkl")
     assert listing["tensors"] == [] and any("`a`" in it for it in listing["warnings"])
+
+
+def test_bytes_as_text_are_loaded_within_the_budget_and_opened_without_reading_them(tmp_path):
+    torch.manual_seed(3)
+    state = {"w": torch.randn(3000, 2000), "t": torch.randn(500, 700).t(), "v": torch.full((70_000,), 7, dtype=torch.uint8)}
+    with open(tmp_path / "in.pkl", "wb") as file: pickle.dump(state, file, protocol=2)
+    assert hashes(tmp_path / "in.pkl") == expected(state)
+    for strategy in ("stream", "sequential", "mmap"):
+        row = ok_json("load", tmp_path / "in.pkl", "--strategy", strategy, "--digest")
+        assert row["digest"] == digest(state), strategy
+    ok("load", tmp_path / "in.pkl", "--strategy", "stream", "--host-budget", "4MiB")
+    ok("convert", tmp_path / "in.pkl", tmp_path / "out.safetensors")
+    assert hashes(tmp_path / "out.safetensors") == expected(state)
+    ok("verify", tmp_path / "in.pkl", tmp_path / "out.safetensors")
+
+
+def test_text_that_is_cut_or_no_latin_1_is_an_error_and_no_tensor(tmp_path):
+    with open(tmp_path / "in.pkl", "wb") as file: pickle.dump({"w": torch.full((40_000,), 200, dtype=torch.uint8)}, file, protocol=2)
+    data = (tmp_path / "in.pkl").read_bytes()
+    middle = data.index(b"\xc3\x88" * 1000) + 40_000
+    for change in (b"\xc3\xc3", b"\xc8\x88", b"ab"):
+        # `ab` is Latin-1: two bytes in the place of one, so that the text holds more than the tensor.
+        (tmp_path / "in.pkl").write_bytes(data[:middle] + change + data[middle + 2:])
+        fails(1, "load", tmp_path / "in.pkl", mentions=["text at byte"])
+        assert run("verify", tmp_path / "in.pkl").code == 1
 
 
 # ---- TorchScript -----------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Archives that were zipped again: PyTorch's records deflated by Python's zipfile, some, all, by every level, and damaged."""
-import os, struct, sys, zipfile
+import json, os, pickle, struct, sys, zipfile
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from tensors import digest, dtype_name, flat, resolved_bytes, sha256
-from unladen_cli import ROOT, STRATEGIES, UNLADEN, fails, hashes, ok, ok_json
+from unladen_cli import ROOT, STRATEGIES, UNLADEN, fails, hashes, ok, ok_json, run
 
 os.environ["UNLADEN"] = UNLADEN
 sys.path.insert(0, str(ROOT / "bench"))
@@ -210,3 +212,63 @@ def test_a_bomb_lists_and_loads_only_where_there_is_memory_for_it(tmp_path):
     assert row["weights_bytes"] >= 100_000_000
     fails(1, "plan", path, "--free-host", "50MiB", mentions=["bomb"])
     assert ok_json("load", path, "--strategy", "stream", "--host-budget", "4MiB")["bytes"] == 100_000_000
+
+
+# ---- verify ----------------------------------------------------------------------------------------------------
+
+def with_other_checksum(path, record):
+    """Changes the checksum of one record in the directory; deflated records of `zipfile` have it in front of them too."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive: info = archive.getinfo(record)
+    struct.pack_into("<I", data, info.header_offset + 14, info.CRC ^ 1)
+    entry = data.rindex(b"PK\1\2", 0, data.rindex(record.encode()))
+    struct.pack_into("<I", data, entry + 16, info.CRC ^ 1)
+    path.write_bytes(data)
+
+
+def verified(path, *more):
+    result = run("verify", path, "--json", *more)
+    return result.code, json.loads(result.stdout)
+
+
+def test_checksums_of_packed_records_are_compared_whether_they_are_tensors_or_not(tmp_path):
+    # One tensor's bytes start like an archive.
+    state = {"w": torch.arange(5000.0), "zip": torch.tensor(list(b"PK\3\4") * 2000, dtype=torch.uint8)}
+    torch.save(state, tmp_path / "saved.pt")
+    path = zip_again(tmp_path / "saved.pt", tmp_path / "again.pt")
+    with zipfile.ZipFile(path) as archive: n_records = len(archive.infolist())
+    for more in ((), ("--write-manifest", tmp_path / "m.json")):
+        code, row = verified(path, *more)
+        assert code == 0 and row["records"] == {"compared": n_records, "without_checksum": 0, "packed": n_records}, row
+    for record, tensors in (("saved/data/0", ["w"]), ("saved/.data/serialization_id", [])):
+        zip_again(tmp_path / "saved.pt", path)
+        with_other_checksum(path, record)
+        code, row = verified(path)
+        (fault,) = row["faults"]
+        assert code == 1 and (fault["kind"], fault["record"], fault["tensors"]) == ("checksum", record, tensors), row
+
+
+def test_the_chunks_of_a_distributed_checkpoint_are_compared_one_by_one(tmp_path):
+    state = {f"w{number}": torch.full((1000,), float(number + 1)) for number in range(6)}
+    dcp.save(state, storage_writer=FileSystemWriter(tmp_path / "save", thread_count=2), no_dist=True)
+    code, row = verified(tmp_path / "save")
+    assert code == 0 and row["records"]["compared"] >= 6 * 4, row
+    file = tmp_path / "save/__0_0.distcp"
+    data = file.read_bytes()
+    at = data.index(struct.pack("<f", 3.0) * 100) if struct.pack("<f", 3.0) * 100 in data else data.index(struct.pack("<f", 4.0) * 100)
+    file.write_bytes(data[:at] + b"\1" + data[at + 1:])
+    code, row = verified(tmp_path / "save")
+    (fault,) = row["faults"]
+    assert code == 1 and fault["kind"] == "checksum" and len(fault["tensors"]) == 1 and fault["path"].endswith(".distcp"), row
+
+
+def test_compressed_chunks_of_a_distributed_checkpoint_are_named(tmp_path):
+    dcp.save({"w": torch.zeros(1000)}, storage_writer=FileSystemWriter(tmp_path / "save"), no_dist=True)
+    file = tmp_path / "save/__0_0.distcp"
+    zip_again(file, tmp_path / "again")
+    chunk = (tmp_path / "again").read_bytes()
+    with open(tmp_path / "save/.metadata", "rb") as metadata: saved = pickle.load(metadata)
+    for info in saved.storage_data.values(): info.length = len(chunk)
+    with open(tmp_path / "save/.metadata", "wb") as metadata: pickle.dump(saved, metadata, protocol=4)
+    file.write_bytes(chunk)
+    fails(1, "inspect", tmp_path / "save", mentions=["compressed", "`w`", "torch.distributed.checkpoint"])

@@ -7,6 +7,7 @@ mod dcp;
 mod folder;
 mod given;
 mod inline;
+mod latin1;
 mod legacy;
 pub mod names;
 mod numbered;
@@ -34,7 +35,7 @@ mod zip;
 
 pub use options::{Limits, OpenOptions};
 pub use print::{TreeStyle, tree};
-pub use records::{Record, records};
+pub use records::{Record, records, records_of};
 
 use crate::{
     checkpoint::{Checkpoint, Warning},

@@ -18,7 +18,7 @@ pub use memory::MemorySource;
 pub use raw::RawRead;
 pub use section::Section;
 pub use set::FileSet;
-pub use unpack::{UnpackSource, unpacked};
+pub use unpack::{UnpackSource, unpacked, unpacked_head};
 
 use crate::{
     error::{Error, Result},

@@ -1,6 +1,7 @@
 //! Says whether bytes are what they should be: hashes and digests, records against their checksums, tensors against a
 //! manifest, and one checkpoint against another. Each reads everything once, within a budget.
 
+mod archives;
 mod check;
 mod compare;
 mod difference;

@@ -199,6 +199,45 @@ fn records_without_checksums_are_counted_and_no_fault() {
     assert!(plain.read_bytes > 0, "what nothing is known of is read all the same");
 }
 
+/// Changes the checksum of a record wherever the archive says it.
+fn with_other_checksum(archive: &[u8], crc32: u32) -> Vec<u8> {
+    let mut bytes = archive.to_vec();
+    let (wanted, other) = (crc32.to_le_bytes(), (crc32 ^ 1).to_le_bytes());
+    let places: Vec<usize> = (0..bytes.len() - 3).filter(|&it| bytes[it..it + 4] == wanted).collect();
+    assert!(places.len() >= 2, "in front of the record or behind it, and in the directory");
+    places.into_iter().for_each(|it| bytes[it..it + 4].copy_from_slice(&other));
+    bytes
+}
+
+#[test]
+fn packed_records_are_compared_whether_a_tensor_is_in_them_or_not() {
+    let path = sample("rezip_deflated.pt");
+    let checkpoint = open(&path).unwrap();
+    let records = unladen::format::records(&*checkpoint.files().get(0).unwrap(), &Limits::default()).unwrap();
+    let n_packed = records.iter().filter(|it| it.packed.is_some()).count();
+    assert!(n_packed > checkpoint.storages.len(), "other records are packed, too");
+    let n_records = records.len() as u64;
+    for checked in [check_records(&checkpoint), check(&checkpoint, None).unwrap()] {
+        assert_eq!(
+            (checked.n_compared, checked.n_packed, &checked.findings[..]),
+            (n_records, n_packed as u64, &[][..])
+        );
+    }
+    let folder = TempDir::new().unwrap();
+    let changed = folder.path().join("changed.pt");
+    let good = manifest_of(&path);
+    for (name, is_tensor) in [("data/0", true), ("serialization_id", false)] {
+        let record = records.iter().find(|it| it.name.ends_with(name)).unwrap();
+        fs::write(&changed, with_other_checksum(&fs::read(&path).unwrap(), record.crc32.unwrap())).unwrap();
+        let checkpoint = open(&changed).unwrap();
+        let checked = check(&checkpoint, Some(&good)).unwrap();
+        let [finding] = &checked.findings[..] else { panic!("{:?}", checked.findings) };
+        assert_eq!((finding.kind, finding.record.as_deref()), (Kind::Checksum, Some(&*record.name)));
+        assert_eq!(finding.tensors.is_empty(), !is_tensor, "{finding:?}");
+        assert_eq!(finding.path, changed);
+    }
+}
+
 #[test]
 fn a_place_that_the_disk_cannot_read_is_a_finding_and_the_rest_is_checked() {
     let folder = TempDir::new().unwrap();

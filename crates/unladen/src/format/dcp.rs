@@ -18,10 +18,13 @@ use crate::{
     tensor::{Backing, Extent, Layout, Storage, StorageId, Tensor},
 };
 use metadata::{Chunk, Metadata, SplitTensor};
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 /// The file that makes a folder a distributed checkpoint.
 pub(super) const METADATA: &str = ".metadata";
+
+/// What helps where a chunk's archive is none that PyTorch writes there.
+const SAVE_AGAIN: &str = "load it with PyTorch and save it again with torch.distributed.checkpoint.save";
 
 /// Opens the folder.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
@@ -31,18 +34,30 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, Fi
 }
 
 fn read(source: &FileSource, folder: &Folder<'_>, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
-    let (len_bytes, most_bytes) = (source.len_bytes(), options.limits.pickle_bytes);
-    if len_bytes > most_bytes {
-        let expected = format!("metadata of at most {most_bytes} bytes");
-        return Err(Fault::new(expected, format!("{len_bytes} bytes")).unsupported());
-    }
-    let mut metadata = metadata::read(&source.read_range(0..len_bytes)?, options)?;
+    let mut metadata = read_metadata(source, options)?;
     check_n_files(metadata.files.len(), options)?;
     let mut assembly = Assembly::new(Format::Dcp, folder.path(), options);
     let places = open_files(&metadata, folder, &mut assembly, options)?;
     assembly.checkpoint.warnings.append(&mut metadata.warnings);
     put_together(metadata, places, &mut assembly.checkpoint)?;
     assembly.finish()
+}
+
+fn read_metadata(source: &FileSource, options: &OpenOptions) -> Result<Metadata> {
+    let (len_bytes, most_bytes) = (source.len_bytes(), options.limits.pickle_bytes);
+    if len_bytes > most_bytes {
+        let expected = format!("metadata of at most {most_bytes} bytes");
+        return Err(Fault::new(expected, format!("{len_bytes} bytes")).unsupported());
+    }
+    metadata::read(&source.read_range(0..len_bytes)?, options)
+}
+
+/// Where the chunks of a folder that was opened before are: in which files, and where there.
+pub(super) fn archives(path: &Path, options: &OpenOptions) -> Result<Vec<(String, Range<u64>)>> {
+    let source = FileSource::open(&path.join(METADATA))?;
+    let metadata = read_metadata(&source, options).map_err(|error| error.in_file(source.path()))?;
+    let place = |chunk: &Chunk| (metadata.files[chunk.file as usize].clone(), chunk.bytes.clone());
+    Ok(metadata.chunks.iter().map(place).collect())
 }
 
 /// Where a chunk's elements are.
@@ -142,7 +157,13 @@ fn open_chunk(
     };
     let storage = match found.backing {
         Backing::Storage(storage) if one.files.len() == 1 => one.storages[storage.0 as usize].clone(),
-        _ => return Err(Fault::new("a chunk with stored bytes", "one without, or compressed").unsupported()),
+        Backing::Meta => {
+            return Err(Fault::new("a chunk with bytes", "one without").hint(SAVE_AGAIN).unsupported());
+        }
+        _ => {
+            let expected = "a chunk whose bytes stand in its archive as they are";
+            return Err(Fault::new(expected, "one that was compressed").hint(SAVE_AGAIN).unsupported());
+        }
     };
     let layout = found.layout;
     // What is put together of it later looks like any other tensor.

@@ -1,20 +1,24 @@
 //! Finds the bytes of tensors that stand inside a pickle: whole legacy files in strings (`pickle.dump` of a tensor), and
-//! arrays of NumPy. Where they stand in the file as they are, they become storages there; nothing is copied.
+//! arrays of NumPy. Where they stand in the file as they are, they become storages there; where they stand as text, storages
+//! of files of their own. Nothing is copied.
 
 use super::{
     Limits,
     given::{Given, GivenTensor},
+    latin1::{self, Letters, TextFiles},
     legacy,
     persistent::text,
     pickle::{Arena, Call, Meaning, Value, Wide},
     rebuild::{StorageRef, unsigned},
     tree::MAX_WARNINGS,
+    window::Window,
 };
 use crate::{
     checkpoint::Warning,
     dtype::DType,
     error::{Fault, Result},
     source::ReadAt,
+    stamp::FileStamp,
     tensor::{Dims, FileId, Layout, Storage, StorageId},
 };
 use foldhash::{HashMap, HashMapExt as _, HashSet};
@@ -38,18 +42,15 @@ const NUMPY_DTYPES: &[(&str, DType)] = &[
     ("c8", DType::C64),
 ];
 
-/// Why bytes are not where they could be read.
-const LATIN_1: &str = "bytes written as Latin-1 text (pickle protocol 0 to 2)";
+/// What helps where bytes cannot be read.
 const RESAVE: &str = "save it again with torch.save, or with pickle protocol 4";
 
 /// Where the bytes of a string are.
-enum Bytes {
+enum Place {
     /// In the file, as they are.
     InFile(Range<u64>),
     /// In the file as text, a character for each.
-    Latin1,
-    /// Nowhere in the file as they are.
-    Nowhere,
+    Latin1(Letters),
 }
 
 /// An array's element type, and whether its bytes stand in the other order.
@@ -75,18 +76,21 @@ impl<'s> Inside<'s> {
     }
 }
 
-/// Finds the tensors inside a pickle, adds their storages to `storages`, and says which call stands for which.
+/// Finds the tensors inside a pickle, adds their storages to `storages`, and says which call stands for which. `files` starts
+/// with the pickle's; what stands in it as text comes behind.
 ///
 /// Fails if a string that stands for a storage does not hold one, or an array is not as long as its shape says.
 pub(super) fn find(
     arena: &Arena<'_>,
     inside: Inside<'_>,
+    files: &mut Vec<FileStamp>,
     storages: &mut Vec<Storage>,
     limits: &Limits,
     warnings: &mut Vec<Warning>,
 ) -> Result<Given> {
     let Inside { source, lists_arrays } = inside;
     let mut given = Given::default();
+    let mut texts = TextFiles::new(files);
     let of_tensor = |call: &Call| match *arena.run(call.args) {
         [Value::Call(array), ..] if arena.meaning(call.function) == Meaning::FromNumpy => Some(array),
         _ => None,
@@ -100,12 +104,20 @@ pub(super) fn find(
         match arena.meaning(call.function) {
             Meaning::LoadFromBytes => {
                 let &[bytes] = args else { continue };
-                let range = in_file(arena, source, bytes)?;
-                let (Some(source), start_byte) = (source, range.start) else { continue };
+                let (source, place) = place(arena, source, bytes).map_err(|found| {
+                    Fault::new("a storage's bytes inside the pickle", found).hint(RESAVE).unsupported()
+                })?;
+                let start_byte = match &place {
+                    Place::InFile(range) => range.start,
+                    Place::Latin1(letters) => letters.start_byte(),
+                };
                 let storage = match by_start.get(&start_byte) {
                     Some(storage) => *storage,
                     None => {
-                        let (storage, dtype) = legacy::storage_inside(source, range, limits)?;
+                        let (storage, dtype) = match place {
+                            Place::InFile(range) => storage_in_place(source, range, limits)?,
+                            Place::Latin1(letters) => texts.storage(source, &letters, limits)?,
+                        };
                         let storage = StorageRef { id: add(storages, storage), dtype };
                         by_start.insert(start_byte, storage);
                         storage
@@ -121,7 +133,7 @@ pub(super) fn find(
                     given.left_out.insert(number, "an array of NumPy, no tensor".to_owned());
                     continue;
                 }
-                match array(arena, source, &parts)? {
+                match array(arena, source, &parts, &mut texts)? {
                     Ok((layout, storage)) => {
                         let storage = Some(add(storages, storage));
                         given.arrays.insert(number, GivenTensor { layout, storage });
@@ -134,6 +146,17 @@ pub(super) fn find(
     }
     warn_of_casts(arena, &given, warnings);
     Ok(given)
+}
+
+/// The storage of a whole legacy file in a string, where it stands.
+fn storage_in_place(
+    source: &dyn ReadAt,
+    range: Range<u64>,
+    limits: &Limits,
+) -> Result<(Storage, Option<DType>)> {
+    let end_byte = range.end;
+    let inside = legacy::storage_inside(&mut Window::new(source, range), end_byte, limits)?;
+    Ok((inside.storage, inside.dtype))
 }
 
 fn add(storages: &mut Vec<Storage>, storage: Storage) -> StorageId {
@@ -175,6 +198,7 @@ fn array(
     arena: &Arena<'_>,
     source: Option<&dyn ReadAt>,
     parts: &ArrayParts,
+    texts: &mut TextFiles<'_>,
 ) -> Result<Result<(Layout, Storage), String>> {
     let Some(Elements { dtype, swapped }) = elements(arena, parts.dtype) else {
         return Ok(Err("its elements are no numbers of PyTorch".to_owned()));
@@ -188,22 +212,25 @@ fn array(
             _ => return Ok(Err("the order of its elements is not known".to_owned())),
         },
     };
-    let range = match (bytes(arena, parts.bytes), source) {
-        (Bytes::InFile(range), Some(_)) => range,
-        (Bytes::InFile(_), None) => return Ok(Err("its bytes are packed".to_owned())),
-        (Bytes::Latin1, _) => return Ok(Err(format!("{LATIN_1}; {RESAVE}"))),
-        (Bytes::Nowhere, _) => return Ok(Err("its bytes do not stand in the file as they are".to_owned())),
+    let place = match place(arena, source, parts.bytes) {
+        Ok((_, place)) => place,
+        Err(found) => return Ok(Err(format!("it is {found}; {RESAVE}"))),
     };
     let shape = arena.sequence(parts.shape).unwrap_or_default();
     let shape = shape.iter().map(|&it| unsigned(it)).collect::<Result<Dims>>()?;
     let layout = Layout::contiguous(dtype, &shape)?;
-    let len_bytes = range.end - range.start;
-    if layout.len_bytes() != len_bytes {
-        let expected = format!("an array of {shape:?} {dtype}, {} bytes", layout.len_bytes());
-        return Err(Fault::new(expected, format!("{len_bytes} bytes")).at(range.start).corrupt());
-    }
+    let len_bytes = layout.len_bytes();
+    let (file, start_byte) = match place {
+        Place::InFile(range) if range.end - range.start != len_bytes => {
+            let expected = format!("an array of {shape:?} {dtype}, {len_bytes} bytes");
+            let found = format!("{} bytes", range.end - range.start);
+            return Err(Fault::new(expected, found).at(range.start).corrupt());
+        }
+        Place::InFile(range) => (FileId(0), range.start),
+        Place::Latin1(letters) => (texts.file(&letters, len_bytes)?, 0),
+    };
     let layout = if is_fortran { column_major(dtype, &shape)? } else { layout };
-    Ok(Ok((layout, Storage { file: FileId(0), start_byte: range.start, len_bytes, swapped })))
+    Ok(Ok((layout, Storage { file, start_byte, len_bytes, swapped })))
 }
 
 fn column_major(dtype: DType, shape: &[u64]) -> Result<Layout> {
@@ -236,40 +263,61 @@ fn elements(arena: &Arena<'_>, dtype: Value) -> Option<Elements> {
     Some(Elements { dtype, swapped })
 }
 
-/// The place of a string that must be read in place.
-fn in_file(arena: &Arena<'_>, source: Option<&dyn ReadAt>, value: Value) -> Result<Range<u64>> {
-    let found = match (bytes(arena, value), source) {
-        (Bytes::InFile(range), Some(_)) => return Ok(range),
-        (Bytes::InFile(_), None) => "bytes in a packed pickle",
-        (Bytes::Latin1, _) => LATIN_1,
-        (Bytes::Nowhere, _) => "none that stand in the file as they are",
-    };
-    Err(Fault::new("a storage's bytes inside the pickle", found).hint(RESAVE).unsupported())
+/// Where the bytes are that a value stands for, and the file in which that is; or what they are instead.
+fn place<'s>(
+    arena: &Arena<'_>,
+    source: Option<&'s dyn ReadAt>,
+    value: Value,
+) -> std::result::Result<(&'s dyn ReadAt, Place), &'static str> {
+    let place = bytes(arena, value).ok_or("bytes that do not stand in the file as they are")?;
+    Ok((source.ok_or("bytes in a packed pickle")?, place))
 }
 
-/// Where the bytes are that a value stands for.
-fn bytes(arena: &Arena<'_>, value: Value) -> Bytes {
+/// Where the bytes stand that a value is made of; `None`: nowhere in a way that could be read.
+fn bytes(arena: &Arena<'_>, value: Value) -> Option<Place> {
     match value {
-        Value::Bytes(text) => arena.place_in_file(text).map_or(Bytes::Nowhere, Bytes::InFile),
+        Value::Bytes(text) => arena.place_in_file(text).map(Place::InFile),
         Value::Blob(hole) => {
             let hole = &arena.holes[hole as usize];
             let range = hole.start_byte..hole.start_byte + hole.len_bytes;
-            if hole.is_text { Bytes::Latin1 } else { Bytes::InFile(range) }
+            (!hole.is_text).then_some(Place::InFile(range))
         }
         Value::Call(call) => {
             let call = &arena.calls[call as usize];
             match (arena.meaning(call.function), arena.run(call.args)) {
-                (
-                    Meaning::Encode | Meaning::ByteArray,
-                    &[Value::Str(_) | Value::Blob(_), Value::Str(_) | Value::Bytes(_)],
-                ) => Bytes::Latin1,
-                (Meaning::ByteArray, []) => Bytes::InFile(0..0),
+                (Meaning::Encode | Meaning::ByteArray, &[letters, encoding]) => {
+                    let is_latin1 = text(arena, encoding).is_some_and(latin1::is_name);
+                    is_latin1.then(|| in_latin1(arena, letters))?
+                }
+                (Meaning::ByteArray, []) => Some(Place::InFile(0..0)),
                 // Not further: it could go on for ever.
                 (Meaning::ByteArray, &[inner @ (Value::Bytes(_) | Value::Blob(_))]) => bytes(arena, inner),
-                _ => Bytes::Nowhere,
+                _ => None,
             }
         }
-        _ => Bytes::Nowhere,
+        _ => None,
+    }
+}
+
+/// Where text stands that is encoded as Latin-1.
+fn in_latin1(arena: &Arena<'_>, letters: Value) -> Option<Place> {
+    match letters {
+        Value::Str(text) => {
+            let range = arena.place_in_file(text)?;
+            // Nothing is nothing in every encoding.
+            let is_empty = range.is_empty();
+            Some(if is_empty {
+                Place::InFile(range)
+            } else {
+                Place::Latin1(Letters::held(range, arena.bytes(text)))
+            })
+        }
+        Value::Blob(hole) => {
+            let hole = &arena.holes[hole as usize];
+            let range = hole.start_byte..hole.start_byte + hole.len_bytes;
+            hole.is_text.then(|| Place::Latin1(Letters::in_file(range)))
+        }
+        _ => None,
     }
 }
 

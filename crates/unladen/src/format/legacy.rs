@@ -11,13 +11,13 @@ use super::{
 };
 use crate::{
     checkpoint::{Format, Warning},
+    dtype::DType,
     error::{Fault, Result},
     source::ReadAt,
     stamp::FileStamp,
     tensor::{FileId, Storage, StorageId},
 };
 use foldhash::HashMap;
-use std::ops::Range;
 
 /// PyTorch's magic number 0x1950a86a20f9469cfc6c, the least byte first.
 const MAGIC: &[u8] = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
@@ -39,7 +39,7 @@ pub(super) fn with_contents<T>(
     let stream = Stream::read(&mut window, limits)?;
     let mut pickle = stream.pickle(limits)?;
     let Found { mut storages, refs, end_byte } =
-        find_storages(&pickle.arena, &stream.keys, &mut window, limits)?;
+        find_storages(&pickle.arena, &stream.keys, &mut window, source.len_bytes(), limits)?;
     let mut warnings = Vec::new();
     if end_byte < window.range.end {
         let after = "the last storage";
@@ -47,11 +47,12 @@ pub(super) fn with_contents<T>(
     }
     drop(window);
     prepare(&mut pickle, options, &mut warnings)?;
-    let given =
-        inline::find(&pickle.arena, inline::Inside::of(Some(source)), &mut storages, limits, &mut warnings)?;
+    let mut files = vec![stamp];
+    let inside = inline::Inside::of(Some(source));
+    let given = inline::find(&pickle.arena, inside, &mut files, &mut storages, limits, &mut warnings)?;
     look(Contents {
         format: Format::Legacy,
-        files: vec![stamp],
+        files,
         arena: &pickle.arena,
         root: pickle.root,
         parts: Parts { storages, refs, given },
@@ -60,14 +61,23 @@ pub(super) fn with_contents<T>(
     })
 }
 
-/// Reads a whole legacy file that stands inside another one and holds one storage. Where it stands, and its type.
+/// The one storage of a legacy file that stands inside another one.
+pub(super) struct StorageInside {
+    pub(super) storage: Storage,
+    /// `None`: untyped bytes.
+    pub(super) dtype: Option<DType>,
+    /// Where the inner file ends.
+    pub(super) end_byte: u64,
+}
+
+/// Reads the headers of a whole legacy file that stands inside another one and holds one storage. The window starts with
+/// it; it may reach until `max_end_byte`, of which the window need hold no more than the headers.
 pub(super) fn storage_inside(
-    source: &dyn ReadAt,
-    range: Range<u64>,
+    window: &mut Window<'_>,
+    max_end_byte: u64,
     limits: &Limits,
-) -> Result<(Storage, Option<crate::dtype::DType>)> {
-    let start_byte = range.start;
-    let mut window = Window::new(source, range);
+) -> Result<StorageInside> {
+    let start_byte = window.range.start;
     let no_storage = |found: &str| {
         Fault::new("a storage in a legacy file inside the pickle", found)
             .at(start_byte)
@@ -77,14 +87,15 @@ pub(super) fn storage_inside(
     if window.from(start_byte, 4)?.starts_with(b"PK\x03\x04") {
         return Err(no_storage("a zip archive"));
     }
-    let stream = Stream::read(&mut window, limits)?;
+    let stream = Stream::read(window, limits)?;
     let pickle = stream.pickle(limits)?;
     let Value::Storage(id) = pickle.root else {
         return Err(no_storage("another object"));
     };
-    let found = find_storages(&pickle.arena, &stream.keys, &mut window, limits)?;
+    let found = find_storages(&pickle.arena, &stream.keys, window, max_end_byte, limits)?;
     let StorageRef { id, dtype } = found.refs[id as usize];
-    Ok((found.storages[id.0 as usize].clone(), dtype))
+    let storage = found.storages[id.0 as usize].clone();
+    Ok(StorageInside { storage, dtype, end_byte: found.end_byte })
 }
 
 /// The pickles that matter.
@@ -167,11 +178,12 @@ struct Table<'a> {
     storages: Vec<Storage>,
 }
 
-/// Finds the storages, which stand in the order of `keys` behind them.
+/// Finds the storages, which stand in the order of `keys` behind them and end before `held_bytes`.
 fn find_storages(
     arena: &Arena<'_>,
     keys: &Skeleton,
     window: &mut Window<'_>,
+    held_bytes: u64,
     limits: &Limits,
 ) -> Result<Found> {
     let mut table = Table::default();
@@ -192,7 +204,7 @@ fn find_storages(
         let key = text(&pickle.arena, key).ok_or_else(|| {
             Fault::new("keys of storages as text", "something else").at(keys.start_byte()).corrupt()
         })?;
-        at_byte = table.locate(key, at_byte, window)?;
+        at_byte = table.locate(key, at_byte, window, held_bytes)?;
     }
     if let Some(root) = table.roots.iter().find(|it| !it.is_found) {
         let expected = format!("storage {}, which the pickle names", shown(root.key));
@@ -259,7 +271,7 @@ impl<'a> Table<'a> {
     }
 
     /// Finds the storage with this key at `at_byte`; returns where the next one is.
-    fn locate(&mut self, key: &[u8], at_byte: u64, window: &mut Window<'_>) -> Result<u64> {
+    fn locate(&mut self, key: &[u8], at_byte: u64, window: &mut Window<'_>, held_bytes: u64) -> Result<u64> {
         let Some(&root) = self.by_key.get(key) else {
             let fault = Fault::new("storages that the pickle names", format!("one with key {}", shown(key)));
             return Err(fault.at(at_byte).corrupt());
@@ -269,7 +281,6 @@ impl<'a> Table<'a> {
             let fault = Fault::new(format!("one storage with key {}", shown(key)), "two of them");
             return Err(fault.at(at_byte).corrupt());
         }
-        let held_bytes = window.range.end;
         let too_short = |end_byte: Option<u64>| {
             let end = end_byte.map_or("more than 2^64".to_owned(), |it| it.to_string());
             let expected = format!("{end} bytes, up to the end of storage {}", shown(key));

@@ -59,12 +59,12 @@ fn read<T>(
         warnings.push(Warning::TrailingBytes { after: "the end of the pickle", len_bytes });
     }
     prepare(&mut pickle, options, &mut warnings)?;
-    let mut storages = Vec::new();
+    let (mut files, mut storages) = (vec![stamp], Vec::new());
     let inside = inline::Inside { source: Some(source), lists_arrays: true };
-    let given = inline::find(&pickle.arena, inside, &mut storages, limits, &mut warnings)?;
+    let given = inline::find(&pickle.arena, inside, &mut files, &mut storages, limits, &mut warnings)?;
     look(Contents {
         format: Format::Pickle,
-        files: vec![stamp],
+        files,
         arena: &pickle.arena,
         root: pickle.root,
         parts: Parts { storages, refs: Vec::new(), given },

@@ -60,7 +60,7 @@ pub(super) fn with_contents<T>(
     let data = [root, b"data/"].concat();
     let (mut storages, refs) = storages(&pickle.arena, &records, &data, &mut files, swapped)?;
     let inside = inline::Inside::of(Some(source).filter(|_| pickle_entry.is_stored()));
-    let given = inline::find(&pickle.arena, inside, &mut storages, limits, &mut warnings)?;
+    let given = inline::find(&pickle.arena, inside, &mut files, &mut storages, limits, &mut warnings)?;
     let constants =
         torchscript::constants(source, &records, root, swapped, options, &mut files, &mut warnings)?;
     // What comes next takes as much again.

@@ -35,7 +35,8 @@ pub(super) fn stamp(archive: &FileStamp, entry: &Entry, name: &[u8]) -> FileStam
     archive.of_packed(entry.len_bytes, packed(entry, name, archive.len_bytes))
 }
 
-fn packed(entry: &Entry, name: &[u8], file_len_bytes: u64) -> Packed {
+/// How a deflated record is packed in its file.
+pub(super) fn packed(entry: &Entry, name: &[u8], file_len_bytes: u64) -> Packed {
     Packed {
         name: String::from_utf8_lossy(name).into(),
         encoding: Encoding::Deflate,

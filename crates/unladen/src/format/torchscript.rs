@@ -70,7 +70,7 @@ pub(super) fn constants(
         storages(&pickle.arena, records, &[root, b"constants/"].concat(), files, swapped)?;
     prepare(&mut pickle, options, warnings)?;
     let inside = inline::Inside::of(Some(source).filter(|_| entry.is_stored()));
-    let given = inline::find(&pickle.arena, inside, &mut storages, limits, warnings)?;
+    let given = inline::find(&pickle.arena, inside, files, &mut storages, limits, warnings)?;
     let rebuild = Rebuild { arena: &pickle.arena, storages: &storages, refs: &refs, given: &given };
     let mut listing = tree::list(&rebuild, pickle.root, limits, warnings)?;
     let tensors = listing.tensors.iter_mut().map(|it| &mut it.name);

@@ -19,7 +19,7 @@ use crate::{
 /// A container that was read but for its tensors.
 pub(super) struct Contents<'a> {
     pub(super) format: Format,
-    /// The file, and behind it the records that are packed in it.
+    /// The file, and behind it what is packed in it: deflated records, bytes that stand as text.
     pub(super) files: Vec<FileStamp>,
     pub(super) arena: &'a Arena<'a>,
     /// What the pickle stands for.

@@ -122,6 +122,26 @@ pub fn unpacked(source: &dyn ReadAt, packed: &Packed, len_bytes: u64) -> Result<
     Ok(bytes)
 }
 
+/// The first bytes of a record that is packed in `source`: so many, or all that there are. Where it ends, and whether as it
+/// should, is not looked at.
+///
+/// Fails with [`Error::Corrupt`] if they cannot be unpacked.
+pub fn unpacked_head(source: &dyn ReadAt, packed: &Packed, max_bytes: u64) -> Result<Vec<u8>> {
+    let max_bytes = max_bytes.min(packed.encoding.max_unpacked_bytes(packed.len_bytes));
+    let record = Record { source, path: IoPath::Buffered, packed, len_bytes: max_bytes };
+    let mut cursor = Cursor::new(&record)?;
+    let mut bytes = vec![0; max_bytes as usize];
+    let mut done = 0;
+    while done < bytes.len() {
+        match cursor.next(&record, &mut bytes[done..])? {
+            0 => break,
+            n => done += n,
+        }
+    }
+    bytes.truncate(done);
+    Ok(bytes)
+}
+
 /// What a cursor goes along.
 struct Record<'a> {
     source: &'a dyn ReadAt,

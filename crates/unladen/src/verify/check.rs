@@ -1,14 +1,15 @@
 //! Checks one checkpoint: every record of an archive against its checksum, every tensor against a manifest.
 
 use super::{
+    archives::{Archives, Place},
     jobs::{self, BYTES_PER_GOAL, BYTES_PER_JOB, Bytes, Goal, Seen},
     manifest::{Fingerprint, Manifest},
 };
 use crate::{
     checkpoint::Checkpoint,
-    contents::{self, ReadPlan, is_in_order},
+    contents::{ReadPlan, is_in_order},
     error::Result,
-    format::{Limits, Record, records},
+    format::{Limits, Record},
     progress::Progress,
     source::FileSet,
     tensor::{Backing, FileId, Tensor, TensorId},
@@ -39,7 +40,7 @@ pub struct Checked {
     pub n_compared: u64,
     /// Records that were read and have no checksum, because whoever wrote them computed none.
     pub n_without_checksum: u64,
-    /// Records that are packed: read only as far as they are tensors.
+    /// Records of both kinds that are packed, and were unpacked for it.
     pub n_packed: u64,
     /// Bytes that were read.
     pub read_bytes: u64,
@@ -101,8 +102,8 @@ impl Kind {
     }
 }
 
-/// The records of all files, by file.
-struct Archives(Vec<Vec<Record>>);
+/// The most threads that read.
+const MAX_THREADS: usize = 8;
 
 /// Reads everything once, on several threads, and says what is wrong with it. What is read leaves the page cache as it is.
 ///
@@ -114,30 +115,30 @@ pub fn check(
     what: &Check<'_>,
     progress: &Progress,
 ) -> Result<Checked> {
-    let archives = Archives::read(files, &what.limits)?;
+    let archives = Archives::read(checkpoint, files, &what.limits)?;
     let wants_hashes = what.hashes || what.manifest.is_some();
     let first = checkpoint.first_with_same_bytes();
-    let mut goals = archives.goals();
+    let mut goals = goals_of(&archives);
     match wants_hashes {
         true => add_tensors(&mut goals, checkpoint, &first),
         false => add_storages(&mut goals, checkpoint, &archives),
     }
     let jobs = jobs::jobs(&goals, checkpoint);
-    let held_bytes = archives.len_bytes()
+    let held_bytes = archives.held_bytes(MAX_THREADS)
         + jobs.len() as u64 * BYTES_PER_JOB
         + goals.len() as u64 * BYTES_PER_GOAL
         + what.manifest.map_or(0, Manifest::len_bytes);
-    let plan = ReadPlan::beside(held_bytes, checkpoint, files, what.host_budget_bytes, usize::MAX)?;
-    let open = contents::files_of(files);
+    let plan = ReadPlan::beside(held_bytes, checkpoint, files, what.host_budget_bytes, MAX_THREADS)?;
+    let open = |file| archives.open(file);
     let seen = jobs::read(&goals, &jobs, checkpoint, &open, &plan, progress)?;
     files.check_unchanged()?;
 
     let mut checked = Checked {
         n_compared: goals.iter().filter(|it| it.wants_crc32).count() as u64,
-        n_without_checksum: archives.count(|it| it.range.is_some() && it.crc32.is_none()),
+        n_without_checksum: archives.count(|it| it.crc32.is_none()),
         n_packed: archives.count(|it| it.range.is_none()),
         read_bytes: goals.iter().fold(0, |sum, it| sum.saturating_add(it.len_bytes(checkpoint))),
-        findings: archives.findings(&goals, &seen, checkpoint, &first),
+        findings: findings(&archives, &goals, &seen, checkpoint, &first),
         manifest: None,
     };
     if wants_hashes {
@@ -153,67 +154,44 @@ pub fn check(
     Ok(checked)
 }
 
-impl Archives {
-    fn read(files: &FileSet, limits: &Limits) -> Result<Archives> {
-        let of_file = |index| records(&*files.get(index)?, limits);
-        (0..files.len()).map(of_file).collect::<Result<_>>().map(Archives)
-    }
+/// Each record is a goal, in this order.
+fn goals_of(archives: &Archives<'_>) -> Vec<Goal> {
+    let goal = |place: &Place| Goal {
+        bytes: Bytes::OfFile(place.file, place.range.clone()),
+        wants_crc32: place.record.crc32.is_some(),
+        hash_of: None,
+    };
+    archives.places.iter().map(goal).collect()
+}
 
-    fn len_bytes(&self) -> u64 {
-        let each = |it: &Record| (size_of::<Record>() + it.name.capacity() + 16) as u64;
-        self.0.iter().flatten().map(each).sum()
-    }
-
-    fn count(&self, is_meant: impl Fn(&Record) -> bool) -> u64 {
-        self.0.iter().flatten().filter(|it| is_meant(it)).count() as u64
-    }
-
-    /// Every record that is not packed, with its file.
-    fn stored(&self) -> impl Iterator<Item = (FileId, &Record, &Range<u64>)> {
-        { self.0.iter().enumerate() }.flat_map(|(index, records)| {
-            records.iter().filter_map(move |it| Some((FileId(index as u32), it, it.range.as_ref()?)))
-        })
-    }
-
-    /// Each stored record is a goal, in this order.
-    fn goals(&self) -> Vec<Goal> {
-        let goal = |(file, record, range): (FileId, &Record, &Range<u64>)| Goal {
-            bytes: Bytes::OfFile(file, range.clone()),
-            wants_crc32: record.crc32.is_some(),
-            hash_of: None,
+/// What reading the goals found. The first of them are the records.
+fn findings(
+    archives: &Archives<'_>,
+    goals: &[Goal],
+    seen: &[Seen],
+    checkpoint: &Checkpoint,
+    first: &[TensorId],
+) -> Vec<Finding> {
+    let records = archives.places.iter().map(|it| Some(&it.record)).chain(std::iter::repeat(None));
+    let finding = |((goal, seen), record): ((&Goal, &Seen), Option<&Record>)| {
+        let wanted = record.and_then(|it| it.crc32);
+        let (kind, expected, found) = match (&seen.trouble, wanted, seen.crc32) {
+            (Some(trouble), ..) => {
+                (Kind::Unreadable, "bytes that can be read".to_owned(), trouble.to_string())
+            }
+            (None, Some(wanted), Some(found)) if wanted != found => {
+                (Kind::Checksum, format!("CRC-32 {wanted:08x}"), format!("{found:08x}"))
+            }
+            _ => return None,
         };
-        self.stored().map(goal).collect()
-    }
-
-    /// What reading the goals found. The first of them are the records.
-    fn findings(
-        &self,
-        goals: &[Goal],
-        seen: &[Seen],
-        checkpoint: &Checkpoint,
-        first: &[TensorId],
-    ) -> Vec<Finding> {
-        let records = self.stored().map(|(_, record, _)| Some(record)).chain(std::iter::repeat(None));
-        let finding = |((goal, seen), record): ((&Goal, &Seen), Option<&Record>)| {
-            let wanted = record.and_then(|it| it.crc32);
-            let (kind, expected, found) = match (&seen.trouble, wanted, seen.crc32) {
-                (Some(trouble), ..) => {
-                    (Kind::Unreadable, "bytes that can be read".to_owned(), trouble.to_string())
-                }
-                (None, Some(wanted), Some(found)) if wanted != found => {
-                    (Kind::Checksum, format!("CRC-32 {wanted:08x}"), format!("{found:08x}"))
-                }
-                _ => return None,
-            };
-            let path = match &goal.bytes {
-                Bytes::OfFile(file, _) => checkpoint.file(*file).path.clone(),
-                Bytes::OfTensor(_) => checkpoint.path.clone(),
-            };
-            let tensors = concerned(goal, checkpoint, first);
-            Some(Finding { kind, path, record: record.map(|it| it.name.clone()), tensors, expected, found })
+        let path = match &goal.bytes {
+            Bytes::OfFile(file, _) => archives.path(*file).to_owned(),
+            Bytes::OfTensor(_) => checkpoint.path.clone(),
         };
-        goals.iter().zip(seen).zip(records).filter_map(finding).collect()
-    }
+        let tensors = concerned(goal, checkpoint, first);
+        Some(Finding { kind, path, record: record.map(|it| it.name.clone()), tensors, expected, found })
+    };
+    goals.iter().zip(seen).zip(records).filter_map(finding).collect()
 }
 
 /// Adds what hashing every tensor takes. A record that is a tensor, from its first byte to its last, is read once for both.
@@ -256,9 +234,9 @@ fn stored_range(checkpoint: &Checkpoint, id: TensorId) -> Option<(FileId, Range<
 }
 
 /// Adds the storages that stand in no record: nothing is known of their bytes, but they can be read or not.
-fn add_storages(goals: &mut Vec<Goal>, checkpoint: &Checkpoint, archives: &Archives) {
+fn add_storages(goals: &mut Vec<Goal>, checkpoint: &Checkpoint, archives: &Archives<'_>) {
     let mut in_records: Vec<(FileId, Range<u64>)> =
-        archives.stored().map(|(file, _, range)| (file, range.clone())).collect();
+        archives.places.iter().map(|it| (it.file, it.range.clone())).collect();
     in_records.sort_unstable_by_key(|(file, range)| (*file, range.start));
     let mut known = HashSet::new();
     for storage in &checkpoint.storages {

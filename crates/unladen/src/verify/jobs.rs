@@ -39,7 +39,11 @@ impl Goal {
     fn parts(&self, checkpoint: &Checkpoint) -> impl Iterator<Item = Range<u64>> {
         let len_bytes = self.len_bytes(checkpoint);
         let can_cut = match &self.bytes {
-            Bytes::OfFile(..) => true,
+            // What is packed is unpacked from its beginning by everybody who reads some of it. Packed records in which no
+            // tensor is are numbered behind the checkpoint's files.
+            Bytes::OfFile(file, _) => {
+                (file.0 as usize) < checkpoint.files.len() && !checkpoint.is_packed(*file)
+            }
             Bytes::OfTensor(id) => is_in_order(checkpoint.tensor(*id)),
         };
         let whole = (!can_cut).then_some(0..len_bytes);

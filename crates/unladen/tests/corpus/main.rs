@@ -12,15 +12,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
-use unladen::Error;
-
-/// What this version says it does not read, by a word of its message.
-const LATER: [&str; 1] = ["Latin-1"];
-
-/// True if the file may be read one day, and is refused by name until then.
-fn is_later_work(error: &Error) -> bool {
-    matches!(error, Error::Unsupported(_)) && LATER.iter().any(|it| error.to_string().contains(it))
-}
 
 fn roots() -> Vec<PathBuf> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");

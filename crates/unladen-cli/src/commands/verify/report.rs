@@ -78,9 +78,7 @@ impl<'a> CheckReport<'a> {
         if compared + without_checksum + packed > 0 {
             parts.push(format!("{compared} records compared with their checksums"));
         }
-        for (n, what) in
-            [(without_checksum, "without one"), (packed, "packed, which are read only as tensors")]
-        {
+        for (n, what) in [(without_checksum, "without one"), (packed, "unpacked for it")] {
             if n > 0 {
                 parts.push(format!("{n} {what}"));
             }
