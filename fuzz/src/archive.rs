@@ -1,7 +1,9 @@
 //! Zip archives as `torch.save` writes them, with lies in any field of the directory, the local headers and the end.
 
-use crate::{number, one_in, perhaps_lie};
+use crate::{damage, number, one_in, perhaps_lie};
 use arbitrary::{Result, Unstructured};
+use flate2::{Compression, write::DeflateEncoder};
+use std::io::Write as _;
 
 /// A record that is to be written.
 pub struct Record {
@@ -96,11 +98,20 @@ pub fn write(records: &[Record], u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
             len: perhaps_lie(u, record.bytes.len() as u32)?,
             header_byte: perhaps_lie(u, out.len() as u32)?,
             flags: perhaps_lie(u, 0x0808)?,
-            method: *u.choose(&[0, 0, 0, 0, 0, 0, 0, 8, 99]).unwrap_or(&0),
+            method: *u.choose(&[0, 0, 0, 0, 0, 0, 8, 8, 99]).unwrap_or(&0),
+        };
+        let (entry, bytes) = if entry.method == 8 && !one_in(u, 8)? {
+            let mut bytes = deflate(&record.bytes);
+            if one_in(u, 8)? {
+                damage(u, &mut bytes)?;
+            }
+            (Entry { packed: perhaps_lie(u, bytes.len() as u32)?, ..entry }, bytes)
+        } else {
+            (entry, record.bytes.clone())
         };
         local(u, &mut out, &entry)?;
-        out.extend_from_slice(&record.bytes);
-        if entry.flags & 8 != 0 && !record.bytes.is_empty() {
+        out.extend_from_slice(&bytes);
+        if entry.flags & 8 != 0 && !bytes.is_empty() {
             out.extend_from_slice(b"PK\x07\x08");
             [entry.crc32, entry.packed, entry.len].iter().for_each(|it| out.extend(it.to_le_bytes()));
         }
@@ -114,6 +125,12 @@ pub fn write(records: &[Record], u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let place = [entries.len() as u64, directory_bytes, directory_byte];
     end(u, &mut out, place)?;
     Ok(out)
+}
+
+fn deflate(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = DeflateEncoder::new(Vec::new(), Compression::default());
+    // Vectors take all.
+    packed.write_all(bytes).and_then(|()| packed.finish()).unwrap_or_default()
 }
 
 fn local(u: &mut Unstructured<'_>, out: &mut Vec<u8>, entry: &Entry) -> Result<()> {

@@ -4,9 +4,13 @@
 //! which lies instead of looking for signatures. A target for another container is a generator and one line under `targets/`.
 
 pub mod archive;
+pub mod dcp;
+pub mod legacy;
 pub mod pickle;
 pub mod promises;
 pub mod safetensors;
+pub mod tar;
+pub mod weight_map;
 
 use arbitrary::{Result, Unstructured};
 

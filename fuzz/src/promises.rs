@@ -1,12 +1,16 @@
 //! What is promised of any file whatever: a typed error or a valid checkpoint, the same one from every source, and the same
 //! bytes by every way of loading. A broken promise panics, which is what the fuzzer looks for.
 
-use std::{fs, path::Path, sync::Arc};
+use crate::weight_map::Named;
+use rustix::fs::{CWD, FileType, Mode};
+use serde::de::IgnoredAny;
+use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc};
 use tempfile::TempDir;
 use unladen::{
     Checkpoint, Error, Limits, OpenCheckpoint, OpenOptions, PlanOptions, Progress, Strategy,
+    checkpoint::Root,
     contents::{ReadPlan, Reader},
-    format::{parse, records},
+    format::{TreeStyle, parse, records, tree},
     io_path::IoPath,
     source::{MemorySource, ReadAt},
     stamp::FileStamp,
@@ -16,13 +20,22 @@ use unladen::{
 
 /// Larger ones are opened and not loaded: expanded views of a few bytes may be of any size.
 const MAX_LOAD_BYTES: u64 = 1 << 20;
+/// A tree has no more text than this, and some for each byte of the file.
+const MAX_TREE_BYTES: usize = 4 << 20;
+const MAX_TREE_BYTES_PER_BYTE: usize = 512;
 const BUDGET_BYTES: u64 = 64 << 20;
 
 /// Opens bytes in memory, and checks what came of it.
 pub fn opens(path: &Path, bytes: &[u8]) -> Result<Checkpoint, Error> {
     let source = MemorySource::new(path, bytes.to_vec());
-    let stamp =
-        FileStamp { path: path.to_owned(), dev: 0, ino: 0, len_bytes: bytes.len() as u64, mtime_ns: 0 };
+    let stamp = FileStamp {
+        path: path.to_owned(),
+        dev: 0,
+        ino: 0,
+        len_bytes: bytes.len() as u64,
+        mtime_ns: 0,
+        packed: None,
+    };
     let result = parse(&source, stamp, &OpenOptions::default());
     match &result {
         Ok(checkpoint) => {
@@ -62,31 +75,131 @@ impl Scratch {
     pub fn keeps_its_promises(&self, bytes: &[u8]) {
         let path = self.0.path().join("input");
         fs::write(&path, bytes).expect("room for a small file");
-        match (opens(&path, bytes), unladen::open(&path)) {
+        let file = unladen::open(&path);
+        // What names other files is not opened from memory.
+        let is_json = bytes.trim_ascii_start().starts_with(b"{");
+        match (opens(&path, bytes), &file) {
+            (Err(_), _) if is_json => {}
             (Err(memory), Err(file)) => {
                 assert_eq!(memory.to_string(), file.to_string(), "from memory and from a file")
             }
             (Ok(memory), Ok(file)) => {
                 assert_eq!(memory.tensors, file.tensors);
                 assert_eq!(memory.storages, file.storages);
-                loads_alike(&file, bytes);
             }
             (memory, file) => {
-                panic!("from memory {memory:?}, from a file {:?}", file.map(|it| it.tensors.len()))
+                panic!("from memory {memory:?}, from a file {:?}", file.as_ref().map(|it| it.tensors.len()))
+            }
+        }
+        if let Err(error) = &file {
+            is_told(error);
+        }
+        opens_otherwise(&path, file.as_deref(), bytes.len());
+        if let Ok(file) = file {
+            loads_alike(&file, Some(bytes));
+        }
+    }
+
+    /// Keeps every promise for a folder of these files, with links, a pipe and a folder among them that nothing may follow.
+    pub fn keeps_its_promises_of(&self, files: &[Named]) {
+        let folder = self.0.path().join("folder");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(folder.join("folder")).expect("room for a folder");
+        fs::write(self.0.path().join("input"), OUTSIDE).expect("room for a small file");
+        for (name, bytes) in files {
+            fs::write(folder.join(name), bytes).expect("room for small files");
+        }
+        symlink("../input", folder.join("link")).expect("a link");
+        symlink(files[0].0, folder.join("link_inside")).expect("a link");
+        rustix::fs::mknodat(CWD, folder.join("pipe"), FileType::Fifo, Mode::RUSR, 0).expect("a pipe");
+        let opened = unladen::open(&folder);
+        let len_bytes = files.iter().map(|(_, bytes)| bytes.len()).sum();
+        opens_otherwise(&folder, opened.as_deref(), len_bytes);
+        match opened {
+            Err(error) => is_told(&error),
+            Ok(checkpoint) => {
+                checkpoint.validate().expect("what was opened is valid");
+                for file in &checkpoint.files {
+                    assert_eq!(file.path.parent(), Some(&*folder), "a file of another folder");
+                    assert!(!file.path.ends_with("link"), "a link to another folder");
+                }
+                loads_alike(&checkpoint, None);
             }
         }
     }
 }
 
-fn loads_alike(checkpoint: &OpenCheckpoint, bytes: &[u8]) {
-    let loaded_bytes =
-        checkpoint.tensors.iter().fold(0u64, |sum, it| sum.saturating_add(it.layout.len_bytes()));
-    if loaded_bytes > MAX_LOAD_BYTES {
+/// A good file, where nothing may find it.
+const OUTSIDE: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
+
+/// Opens it as others may ask for: strictly, the state dict alone, and printed.
+fn opens_otherwise(path: &Path, whole: Result<&Checkpoint, &Error>, len_bytes: usize) {
+    let strict = OpenOptions { strict: true, ..OpenOptions::default() };
+    match (whole, unladen::open_with(path, &strict)) {
+        (Ok(whole), Ok(strict)) => assert_eq!(whole.tensors, strict.tensors, "strictly or not"),
+        (Err(_), Ok(_)) => panic!("open only if strictly"),
+        (_, Err(error)) => is_told(&error),
+    }
+    let auto = OpenOptions { root: Some(Root::Auto), ..OpenOptions::default() };
+    match (whole, unladen::open_with(path, &auto)) {
+        (Ok(whole), Ok(part)) => is_part(whole, &part),
+        (Err(whole), Err(part)) => assert_eq!(whole.to_string(), part.to_string(), "of one root"),
+        (whole, part) => panic!("whole {:?}, in part {:?}", whole.map(|_| ()), part.map(|_| ())),
+    }
+    for (json, full) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut text = String::new();
+        let printed = tree(path, &OpenOptions::default(), TreeStyle { json, full }, &mut |piece| {
+            text.push_str(piece);
+            assert!(text.len() < MAX_TREE_BYTES + MAX_TREE_BYTES_PER_BYTE * len_bytes, "an endless tree");
+            Ok(())
+        });
+        match printed {
+            Err(error) => is_told(&error),
+            Ok(()) => {
+                assert!(whole.is_ok(), "what does not open has a tree");
+                if json {
+                    serde_json::from_str::<IgnoredAny>(&text).expect("a tree is JSON");
+                }
+            }
+        }
+    }
+}
+
+/// What is below a root is a part of the whole, tensor by tensor, and loads.
+fn is_part(whole: &Checkpoint, part: &OpenCheckpoint) {
+    part.validate().expect("a part of what is valid is valid");
+    let prefix = whole.root().map_or(String::new(), |it| format!("{it}."));
+    let wanted =
+        whole.tensors.iter().filter_map(|it| it.name.strip_prefix(&prefix).map(|name| (name, &it.layout)));
+    assert!(
+        wanted.eq(part.tensors.iter().map(|it| (&*it.name, &it.layout))),
+        "not the tensors below {prefix}"
+    );
+    if loaded_bytes(part) <= MAX_LOAD_BYTES && !prefix.is_empty() {
+        let digests = [Strategy::Stream, Strategy::Mmap].map(|strategy| {
+            let loaded = part.load(strategy).map_err(|error| error.kind())?;
+            digest_of(&loaded.state, &part.path, &Progress::default()).map_err(|error| error.kind())
+        });
+        assert_eq!(digests[0], digests[1], "a part, by two strategies");
+    }
+}
+
+fn loaded_bytes(checkpoint: &Checkpoint) -> u64 {
+    checkpoint.tensors.iter().fold(0u64, |sum, it| sum.saturating_add(it.layout.len_bytes()))
+}
+
+/// `bytes`: those of the file, if it is one.
+fn loads_alike(checkpoint: &OpenCheckpoint, bytes: Option<&[u8]>) {
+    let checksums =
+        Check { host_budget_bytes: BUDGET_BYTES, limits: Limits::default(), hashes: false, manifest: None };
+    let compared = verify::check(checkpoint, checkpoint.files(), &checksums, &Progress::default());
+    compared.expect("what opens can be compared with its checksums");
+    if loaded_bytes(checkpoint) > MAX_LOAD_BYTES {
         return is_planned(checkpoint);
     }
     // Files inside files have no bytes of their own in memory.
     let is_one_file = checkpoint.files.len() == 1;
-    let from_memory = is_one_file.then(|| digest_from_memory(checkpoint, bytes));
+    let from_memory = bytes.filter(|_| is_one_file).map(|it| digest_from_memory(checkpoint, it));
     let loads: Vec<Result<String, Error>> = Strategy::all()
         .map(|strategy| {
             let loaded = checkpoint.load(strategy)?;
