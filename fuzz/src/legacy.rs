@@ -19,9 +19,9 @@ pub fn file(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     out.extend_from_slice(&object.bytes);
     let mut storages: Vec<(usize, u64)> = object.used.into_iter().collect();
     match u.int_in_range(0..=23)? {
-        0 => drop(storages.pop()),
-        1 => storages.push((0, 4)),
-        2 => storages.reverse(),
+        21 => drop(storages.pop()),
+        22 => storages.push((0, 4)),
+        23 => storages.reverse(),
         _ => {}
     }
     out.extend_from_slice(b"\x80\x02](");

@@ -215,9 +215,9 @@ pub fn write(u: &mut Unstructured<'_>, ids: Ids) -> Result<Pickle> {
     put(u, &mut out)?;
     out.push(b'(');
     for index in 0..u.int_in_range(1..=12)? {
-        match u.int_in_range(0..=5)? {
-            0 => opcode(u, &mut out)?,
-            1 => {
+        match u.int_in_range(0..=11)? {
+            11 => opcode(u, &mut out)?,
+            9 | 10 => {
                 text(&mut out, &format!("k{index}"));
                 value(u, &mut out)?;
             }
@@ -250,16 +250,8 @@ pub fn tensor(u: &mut Unstructured<'_>, out: &mut Pickle) -> Result<()> {
     }
     global(out, ("torch._utils", if is_v3 { "_rebuild_tensor_v3" } else { "_rebuild_tensor_v2" }));
     out.push(b'(');
-    storage(u, out, is_v3)?;
-    integer(u, out)?;
-    let n_dims = u.int_in_range(0..=3)?;
-    for n in [n_dims, perhaps_lie(u, n_dims)? % 70] {
-        out.push(b'(');
-        for _ in 0..n {
-            integer(u, out)?;
-        }
-        out.push(b't');
-    }
+    let n_elems = storage(u, out, is_v3)?;
+    layout(u, out, n_elems)?;
     out.push(if one_in(u, 2)? { 0x88 } else { 0x89 });
     hooks(out);
     if is_v3 {
@@ -281,11 +273,43 @@ pub fn tensor(u: &mut Unstructured<'_>, out: &mut Pickle) -> Result<()> {
     Ok(())
 }
 
-fn storage(u: &mut Unstructured<'_>, out: &mut Pickle, is_untyped: bool) -> Result<()> {
+/// Offset, sizes and strides: those of a storage of so many elements, or any.
+fn layout(u: &mut Unstructured<'_>, out: &mut Pickle, n_elems: u64) -> Result<()> {
+    let half = n_elems / 2;
+    let (offset, sizes, strides) = match u.int_in_range(0..=7)? {
+        0 | 1 => (0, vec![n_elems], vec![1]),
+        2 => (0, vec![half, 2], vec![2, 1]),
+        3 => (0, vec![half, 2], vec![1, half]),
+        4 => (half, vec![3, half], vec![0, 1]),
+        5 => (1, vec![half], vec![2]),
+        _ => {
+            let n_dims = u.int_in_range(0..=3)?;
+            let mut numbers = |n: usize| (0..n).map(|_| number(u)).collect::<Result<Vec<u64>>>();
+            let (offset, sizes, strides) = (numbers(1)?, numbers(n_dims)?, numbers(n_dims)?);
+            (offset[0], sizes, strides)
+        }
+    };
+    integer(u, out, offset)?;
+    for mut numbers in [sizes, strides] {
+        if one_in(u, 24)? {
+            numbers.resize(u.int_in_range(0..=70)?, 1);
+        }
+        out.push(b'(');
+        for it in numbers {
+            integer(u, out, it)?;
+        }
+        out.push(b't');
+    }
+    Ok(())
+}
+
+/// A persistent id; returns how many elements the storage has.
+fn storage(u: &mut Unstructured<'_>, out: &mut Pickle, is_untyped: bool) -> Result<u64> {
     let index = u.int_in_range(0..=STORAGES.len() - 1)?;
     let (key, class, n_elems) = STORAGES[index];
     if out.ids == Ids::Tar {
-        return number_of(u, out);
+        number_of(u, out)?;
+        return Ok(n_elems);
     }
     let n_elems = if is_untyped { 16 } else { n_elems };
     out.used.entry(index).or_insert(n_elems);
@@ -307,7 +331,7 @@ fn storage(u: &mut Unstructured<'_>, out: &mut Pickle, is_untyped: bool) -> Resu
         }
     }
     out.extend_from_slice(b"tQ");
-    Ok(())
+    Ok(n_elems)
 }
 
 /// The part of a storage that is meant.
@@ -335,7 +359,7 @@ fn number_of(u: &mut Unstructured<'_>, out: &mut Pickle) -> Result<()> {
 /// Anything that may stand in a checkpoint beside tensors.
 fn value(u: &mut Unstructured<'_>, out: &mut Pickle) -> Result<()> {
     match u.int_in_range(0..=6)? {
-        0 => integer(u, out)?,
+        0 => any_integer(u, out)?,
         1 => text(out, u.choose(WORDS)?),
         2 => out.extend_from_slice(b"]N a".trim_ascii()),
         3 => {
@@ -346,7 +370,10 @@ fn value(u: &mut Unstructured<'_>, out: &mut Pickle) -> Result<()> {
             global(out, *u.choose(GLOBALS)?);
             out.push(b'(');
             for _ in 0..u.int_in_range(0..=7)? {
-                if one_in(u, 3)? { storage(u, out, false)? } else { integer(u, out)? }
+                match one_in(u, 3)? {
+                    true => _ = storage(u, out, false)?,
+                    false => any_integer(u, out)?,
+                }
             }
             out.extend_from_slice(b"tR");
             if one_in(u, 2)? {
@@ -398,8 +425,13 @@ fn put(u: &mut Unstructured<'_>, out: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-fn integer(u: &mut Unstructured<'_>, out: &mut Vec<u8>) -> Result<()> {
-    match number(u)? {
+fn any_integer(u: &mut Unstructured<'_>, out: &mut Vec<u8>) -> Result<()> {
+    let number = number(u)?;
+    integer(u, out, number)
+}
+
+fn integer(u: &mut Unstructured<'_>, out: &mut Vec<u8>, truth: u64) -> Result<()> {
+    match if one_in(u, 48)? { number(u)? } else { truth } {
         small @ 0..=255 => out.extend([b'K', small as u8]),
         large => long(out, large),
     }

@@ -4,7 +4,7 @@
 use crate::weight_map::Named;
 use rustix::fs::{CWD, FileType, Mode};
 use serde::de::IgnoredAny;
-use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc};
+use std::{collections::HashSet, fs, ops::Range, os::unix::fs::symlink, path::Path, sync::Arc};
 use tempfile::TempDir;
 use unladen::{
     Checkpoint, Error, Limits, OpenCheckpoint, OpenOptions, PlanOptions, Progress, Strategy,
@@ -40,15 +40,56 @@ pub fn opens(path: &Path, bytes: &[u8]) -> Result<Checkpoint, Error> {
     match &result {
         Ok(checkpoint) => {
             checkpoint.validate().expect("what was opened is valid");
+            stays_inside(checkpoint);
             let shown: usize = checkpoint.warnings.iter().map(|it| it.to_string().len()).sum();
             assert!(shown < 1 << 20, "warnings of {shown} bytes");
             if bytes.starts_with(b"PK\x03\x04") {
-                records(&source, &Limits::default()).expect("an archive that was opened has records");
+                have_one_reading(&source, checkpoint);
             }
         }
         Err(error) => is_told(error),
     }
     result
+}
+
+/// No tensor reaches beyond its storage, no storage beyond its file. Counted here once more, apart from what the library does.
+fn stays_inside(checkpoint: &Checkpoint) {
+    for storage in &checkpoint.storages {
+        let end_byte = u128::from(storage.start_byte) + u128::from(storage.len_bytes);
+        let file = &checkpoint.files[storage.file.0 as usize];
+        assert!(end_byte <= file.len_bytes.into(), "{storage:?} in {file:?}");
+    }
+    for tensor in &checkpoint.tensors {
+        let (Backing::Storage(storage), layout) = (&tensor.backing, &tensor.layout) else { continue };
+        if layout.shape().contains(&0) {
+            continue;
+        }
+        let steps = layout.shape().iter().zip(layout.stride());
+        let last: u128 = steps.map(|(n, stride)| u128::from(n - 1) * u128::from(*stride)).sum();
+        let end_elems = last + u128::from(layout.offset_elems()) + 1;
+        let held_bytes = checkpoint.storages[storage.0 as usize].len_bytes;
+        let held_elems = u128::from(held_bytes / layout.dtype().size_bytes());
+        assert!(end_elems <= held_elems, "{tensor:?} in {held_bytes} bytes");
+    }
+}
+
+/// Of the records of an archive no two have one name, or share a byte, and each storage is in one of them.
+fn have_one_reading(source: &MemorySource, checkpoint: &Checkpoint) {
+    let records = records(source, &Limits::default()).expect("an archive that was opened has records");
+    // Bytes that are not UTF-8 look alike.
+    let names = records.iter().filter(|it| !it.name.contains(char::REPLACEMENT_CHARACTER));
+    let mut seen = HashSet::new();
+    names.for_each(|it| assert!(seen.insert(it.name.to_ascii_lowercase()), "two records {}", it.name));
+    let mut ranges: Vec<Range<u64>> =
+        records.iter().filter_map(|it| it.range.clone()).filter(|it| !it.is_empty()).collect();
+    ranges.sort_by_key(|it| it.start);
+    assert!(ranges.windows(2).all(|it| it[0].end <= it[1].start), "records that share bytes: {ranges:?}");
+    let stored = checkpoint.storages.iter().filter(|it| it.len_bytes > 0);
+    for it in stored.filter(|it| checkpoint.files[it.file.0 as usize].packed.is_none()) {
+        let end_byte = it.start_byte + it.len_bytes;
+        let is_in = |range: &Range<u64>| range.start <= it.start_byte && end_byte <= range.end;
+        assert!(ranges.iter().any(is_in), "{it:?} is in none of {ranges:?}");
+    }
 }
 
 /// An error says something, and not too much.
@@ -119,6 +160,7 @@ impl Scratch {
             Err(error) => is_told(&error),
             Ok(checkpoint) => {
                 checkpoint.validate().expect("what was opened is valid");
+                stays_inside(&checkpoint);
                 for file in &checkpoint.files {
                     assert_eq!(file.path.parent(), Some(&*folder), "a file of another folder");
                     assert!(!file.path.ends_with("link"), "a link to another folder");

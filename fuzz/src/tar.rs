@@ -27,10 +27,10 @@ pub fn file(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         ("storages", storages),
     ];
     match u.int_in_range(0..=31)? {
-        0 => drop(members.remove(u.int_in_range(0..=3)?)),
-        1 => members.push(members[u.int_in_range(0..=3)?].clone()),
-        2 => members.push(("other", b"other".to_vec())),
-        3 => members.reverse(),
+        28 => drop(members.remove(u.int_in_range(0..=3)?)),
+        29 => members.push(members[u.int_in_range(0..=3)?].clone()),
+        30 => members.push(("other", b"other".to_vec())),
+        31 => members.reverse(),
         _ => {}
     }
     let mut out = Vec::new();

@@ -61,28 +61,28 @@ fn index(u: &mut Unstructured<'_>, names: [&str; 2], lists: &[Vec<&str>; 2]) -> 
     for (own, list) in lists.iter().enumerate() {
         for tensor in list {
             let file = match u.int_in_range(0..=31)? {
-                0 => u.choose(&STRAYS)?,
-                1 => names[1 - own],
+                31 => u.choose(&STRAYS)?,
+                30 => names[1 - own],
                 _ => names[own],
             };
             entries.push(format!("\"{tensor}\":\"{file}\""));
         }
     }
-    match u.int_in_range(0..=15)? {
-        0 => entries.push(entries[0].clone()),
-        1 => drop(entries.pop()),
-        2 => entries.push("\"more\":3".to_owned()),
-        3 => entries.push(format!("\"more\":\"{}\"", names[0])),
-        4 => entries.reverse(),
+    match u.int_in_range(0..=31)? {
+        27 => entries.push(entries[0].clone()),
+        28 => drop(entries.pop()),
+        29 => entries.push("\"more\":3".to_owned()),
+        30 => entries.push(format!("\"more\":\"{}\"", names[0])),
+        31 => entries.reverse(),
         _ => {}
     }
     let map = format!("\"weight_map\":{{{}}}", entries.join(","));
     let metadata = format!("\"metadata\":{{\"total_size\":{}}}", number(u)?);
-    let fields = match u.int_in_range(0..=15)? {
-        0 => vec![&metadata, &map, &map],
-        1 => vec![&metadata, &metadata, &map],
-        2 => vec![&metadata],
-        3 => vec![&map],
+    let fields = match u.int_in_range(0..=31)? {
+        28 => vec![&metadata, &map, &map],
+        29 => vec![&metadata, &metadata, &map],
+        30 => vec![&metadata],
+        31 => vec![&map],
         _ => vec![&metadata, &map],
     };
     Ok(format!("{{{}}}", fields.into_iter().cloned().collect::<Vec<_>>().join(",\n")))
