@@ -1,7 +1,7 @@
 //! What is promised of any file whatever: a typed error or a valid checkpoint, the same one from every source, and the same
 //! bytes by every way of loading. A broken promise panics, which is what the fuzzer looks for.
 
-use crate::weight_map::Named;
+use crate::weight_map::{Named, outside};
 use rustix::fs::{CWD, FileType, Mode};
 use serde::de::IgnoredAny;
 use std::{collections::HashSet, fs, ops::Range, os::unix::fs::symlink, path::Path, sync::Arc};
@@ -146,7 +146,7 @@ impl Scratch {
         let folder = self.0.path().join("folder");
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(folder.join("folder")).expect("room for a folder");
-        fs::write(self.0.path().join("input"), OUTSIDE).expect("room for a small file");
+        fs::write(self.0.path().join("input"), outside()).expect("room for a small file");
         for (name, bytes) in files {
             fs::write(folder.join(name), bytes).expect("room for small files");
         }
@@ -171,9 +171,6 @@ impl Scratch {
         }
     }
 }
-
-/// A good file, where nothing may find it.
-const OUTSIDE: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
 
 /// Opens it as others may ask for: strictly, the state dict alone, and printed.
 fn opens_otherwise(path: &Path, whole: Result<&Checkpoint, &Error>, len_bytes: usize) {
