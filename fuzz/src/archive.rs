@@ -1,7 +1,9 @@
 //! Zip archives as `torch.save` writes them, with lies in any field of the directory, the local headers and the end.
 
-use crate::{number, one_in, perhaps_lie};
+use crate::{damage, number, one_in, perhaps_lie};
 use arbitrary::{Result, Unstructured};
+use flate2::{Compression, write::DeflateEncoder};
+use std::io::Write as _;
 
 /// A record that is to be written.
 pub struct Record {
@@ -91,16 +93,25 @@ pub fn write(records: &[Record], u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     for record in records {
         let entry = Entry {
             name: record.name.clone(),
-            crc32: perhaps_lie(u, crc32fast::hash(&record.bytes))?,
-            packed: perhaps_lie(u, record.bytes.len() as u32)?,
-            len: perhaps_lie(u, record.bytes.len() as u32)?,
-            header_byte: perhaps_lie(u, out.len() as u32)?,
-            flags: perhaps_lie(u, 0x0808)?,
-            method: *u.choose(&[0, 0, 0, 0, 0, 0, 0, 8, 99]).unwrap_or(&0),
+            crc32: lie(u, crc32fast::hash(&record.bytes))?,
+            packed: lie(u, record.bytes.len() as u32)?,
+            len: lie(u, record.bytes.len() as u32)?,
+            header_byte: lie(u, out.len() as u32)?,
+            flags: lie(u, 0x0808)?,
+            method: method(u)?,
+        };
+        let (entry, bytes) = if entry.method == 8 && !one_in(u, 16)? {
+            let mut bytes = deflate(&record.bytes);
+            if one_in(u, 16)? {
+                damage(u, &mut bytes)?;
+            }
+            (Entry { packed: lie(u, bytes.len() as u32)?, ..entry }, bytes)
+        } else {
+            (entry, record.bytes.clone())
         };
         local(u, &mut out, &entry)?;
-        out.extend_from_slice(&record.bytes);
-        if entry.flags & 8 != 0 && !record.bytes.is_empty() {
+        out.extend_from_slice(&bytes);
+        if entry.flags & 8 != 0 && !bytes.is_empty() {
             out.extend_from_slice(b"PK\x07\x08");
             [entry.crc32, entry.packed, entry.len].iter().for_each(|it| out.extend(it.to_le_bytes()));
         }
@@ -116,20 +127,39 @@ pub fn write(records: &[Record], u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+fn method(u: &mut Unstructured<'_>) -> Result<u16> {
+    Ok(match u.int_in_range(0..=63)? {
+        0..=47 => 0,
+        48..=62 => 8,
+        _ => 99,
+    })
+}
+
+/// An archive has so many numbers that one lie in two hundred is enough.
+fn lie<'a, T: arbitrary::Arbitrary<'a>>(u: &mut Unstructured<'a>, truth: T) -> Result<T> {
+    if one_in(u, 200)? { u.arbitrary() } else { Ok(truth) }
+}
+
+fn deflate(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = DeflateEncoder::new(Vec::new(), Compression::default());
+    // Vectors take all.
+    packed.write_all(bytes).and_then(|()| packed.finish()).unwrap_or_default()
+}
+
 fn local(u: &mut Unstructured<'_>, out: &mut Vec<u8>, entry: &Entry) -> Result<()> {
     let start = out.len();
     // To the next 64 bytes, as PyTorch pads.
     let name_end = start + 30 + entry.name.len() + 4;
     let padding = (64 - name_end % 64) % 64;
     out.extend_from_slice(b"PK\x03\x04");
-    let shorts = [0, perhaps_lie(u, entry.flags)?, perhaps_lie(u, entry.method)?, 0, 0];
+    let shorts = [0, lie(u, entry.flags)?, lie(u, entry.method)?, 0, 0];
     shorts.iter().for_each(|it: &u16| out.extend(it.to_le_bytes()));
     let honest = if entry.flags & 8 != 0 { [0; 3] } else { [entry.crc32, entry.packed, entry.len] };
     for it in honest {
-        out.extend(perhaps_lie(u, it)?.to_le_bytes());
+        out.extend(lie(u, it)?.to_le_bytes());
     }
-    out.extend(perhaps_lie(u, entry.name.len() as u16)?.to_le_bytes());
-    out.extend(perhaps_lie(u, padding as u16 + 4)?.to_le_bytes());
+    out.extend(lie(u, entry.name.len() as u16)?.to_le_bytes());
+    out.extend(lie(u, padding as u16 + 4)?.to_le_bytes());
     out.extend_from_slice(&entry.name);
     out.extend_from_slice(b"FB");
     out.extend((padding as u16).to_le_bytes());
@@ -143,10 +173,10 @@ fn central(u: &mut Unstructured<'_>, out: &mut Vec<u8>, entry: &Entry) -> Result
     let fields = [entry.len, entry.packed, entry.header_byte];
     let mut extra = Vec::new();
     for (field, _) in fields.iter().zip(is_wide).filter(|(_, is_wide)| *is_wide) {
-        extra.extend(perhaps_lie(u, u64::from(*field))?.to_le_bytes());
+        extra.extend(lie(u, u64::from(*field))?.to_le_bytes());
     }
     if !extra.is_empty() {
-        let len = perhaps_lie(u, extra.len() as u16)?;
+        let len = lie(u, extra.len() as u16)?;
         extra = [&1u16.to_le_bytes()[..], &len.to_le_bytes(), &extra].concat();
     }
     let [len, packed, header_byte] = [0, 1, 2].map(|it| if is_wide[it] { u32::MAX } else { fields[it] });
@@ -154,7 +184,7 @@ fn central(u: &mut Unstructured<'_>, out: &mut Vec<u8>, entry: &Entry) -> Result
     [0, 0, entry.flags, entry.method, 0, 0].iter().for_each(|it: &u16| out.extend(it.to_le_bytes()));
     [entry.crc32, packed, len].iter().for_each(|it| out.extend(it.to_le_bytes()));
     for it in [entry.name.len() as u16, extra.len() as u16, 0, 0, 0] {
-        out.extend(perhaps_lie(u, it)?.to_le_bytes());
+        out.extend(lie(u, it)?.to_le_bytes());
     }
     out.extend([0; 4]);
     out.extend(header_byte.to_le_bytes());
@@ -168,13 +198,13 @@ fn end(u: &mut Unstructured<'_>, out: &mut Vec<u8>, place: [u64; 3]) -> Result<(
     if one_in(u, 2)? {
         let at = out.len() as u64;
         out.extend_from_slice(b"PK\x06\x06");
-        out.extend(perhaps_lie(u, 44u64)?.to_le_bytes());
+        out.extend(lie(u, 44u64)?.to_le_bytes());
         out.extend([0; 12]);
         for it in [place[0], place[0], place[1], place[2]] {
-            out.extend(perhaps_lie(u, it)?.to_le_bytes());
+            out.extend(lie(u, it)?.to_le_bytes());
         }
         out.extend_from_slice(b"PK\x06\x07\0\0\0\0");
-        out.extend(perhaps_lie(u, at)?.to_le_bytes());
+        out.extend(lie(u, at)?.to_le_bytes());
         out.extend(1u32.to_le_bytes());
     }
     let comment: &[u8] = if one_in(u, 16)? { b"PK\x05\x06 a comment that is none" } else { b"" };
@@ -185,7 +215,7 @@ fn end(u: &mut Unstructured<'_>, out: &mut Vec<u8>, place: [u64; 3]) -> Result<(
     for it in [place[1] as u32, place[2] as u32] {
         out.extend(if one_in(u, 24)? { number(u)? as u32 } else { it }.to_le_bytes());
     }
-    out.extend(perhaps_lie(u, comment.len() as u16)?.to_le_bytes());
+    out.extend(lie(u, comment.len() as u16)?.to_le_bytes());
     out.extend_from_slice(comment);
     Ok(())
 }

@@ -1,0 +1,14 @@
+//! Weight maps with two shards, opened and loaded in every way.
+#![no_main]
+
+use arbitrary::Unstructured;
+use libfuzzer_sys::fuzz_target;
+use unladen_fuzz::{promises::Scratch, weight_map};
+
+thread_local!(static SCRATCH: Scratch = Scratch::default());
+
+fuzz_target!(|data: &[u8]| {
+    if let Ok(files) = weight_map::folder(&mut Unstructured::new(data)) {
+        SCRATCH.with(|it| it.keeps_its_promises_of(&files));
+    }
+});
