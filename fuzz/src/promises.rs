@@ -276,8 +276,15 @@ fn is_verified(checkpoint: &OpenCheckpoint, is_loaded: bool) {
     let again = verify::check(checkpoint, checkpoint.files(), &check, &Progress::default());
     assert_eq!(again.expect("as before").findings, checked.findings, "a manifest holds for its own file");
     let sides = [(&**checkpoint, checkpoint.files()); 2];
-    let compared = verify::compare(sides, BUDGET_BYTES, &Progress::default()).expect("as before");
-    assert!(compared.is_same(), "a file is the same as itself");
+    let compared = verify::compare(sides, BUDGET_BYTES, &Progress::default());
+    match compared {
+        Ok(compared) => assert!(is_loaded && compared.is_same(), "a file is the same as itself"),
+        // A packed record of another checksum: a finding, not in the way of a hash, but never handed out.
+        Err(error) => {
+            is_told(&error);
+            assert!(!is_loaded && !checked.findings.is_empty(), "what loads can be compared: {error}");
+        }
+    }
 }
 
 /// What is too large to load here has a plan or an error, and what claims too much is refused tensor by tensor.
