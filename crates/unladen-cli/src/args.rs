@@ -3,7 +3,10 @@
 use crate::human;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
-use unladen::{Casts, Device, Format, Intent, IoPath, OpenOptions, PlanOptions, Strategy, checkpoint::Root};
+use unladen::{
+    Casts, Checkpoint, Device, DeviceMap, Format, Intent, IoPath, OpenOptions, PlanOptions, Strategy,
+    checkpoint::Root,
+};
 
 /// Loads neural-network weights with no extra weight.
 #[derive(Parser)]
@@ -86,13 +89,19 @@ pub(crate) struct HowArgs {
     /// By default private, but read-only for `gpt2`, which only reads. It is for `auto`: a named strategy does what it does.
     #[arg(long, value_parser = intent)]
     pub(crate) intent: Option<Intent>,
-    /// Where the weights go.
+    /// Where the weights go: host, or a GPU: cuda:0, cuda:1 and so on; `unladen devices` lists them.
     #[arg(long, default_value = "host", value_parser = device)]
     pub(crate) device: Device,
+    /// Tensors that go elsewhere, by name or module: `trf_blocks.0-23=cuda:0,*=cuda:1`, the first rule that fits decides.
+    #[arg(long, value_name = "RULES", value_parser = device_map)]
+    pub(crate) device_map: Option<DeviceMap>,
+    /// Give each tensor on a GPU memory of its own, that can be freed singly; the driver rounds each up, to 2 MiB mostly.
+    #[arg(long)]
+    pub(crate) free_singly: bool,
     /// What the load may hold in host memory besides the weights: 64MiB, 512M, 1.5GiB or none.
     #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = human::parse_bytes)]
     pub(crate) host_budget: u64,
-    /// What may be allocated on the device, weights included; by default, what is free.
+    /// What may be allocated on each device, weights included; by default, what is free.
     #[arg(long, value_name = "BYTES", default_value = "none", value_parser = human::parse_bytes)]
     pub(crate) device_budget: u64,
     /// Cast on the way: bf16, f16, f32 or f64, or rules such as `*.norm*=keep,*.weight=bf16`, the first that matches.
@@ -126,6 +135,8 @@ impl HowArgs {
             },
             intent: self.intent.unwrap_or(intent),
             device: self.device,
+            device_map: self.device_map.clone().unwrap_or_default(),
+            frees_singly: self.free_singly,
             host_budget_bytes: self.host_budget,
             device_budget_bytes: self.device_budget,
             n_threads: self.threads,
@@ -133,6 +144,15 @@ impl HowArgs {
             io: self.io,
             share_cache: self.share_cache,
         }
+    }
+}
+
+impl HowArgs {
+    /// A warning for each rule of the device map that decides about nothing.
+    pub(crate) fn unused_devices(&self, checkpoint: &Checkpoint) -> Vec<String> {
+        let names = checkpoint.tensors.iter().map(|it| it.name.as_str());
+        let unused = self.device_map.as_ref().map(|it| it.unused(names)).unwrap_or_default();
+        unused.iter().map(|it| format!("warning: `{it}` decides about no tensor")).collect()
     }
 }
 
@@ -147,7 +167,7 @@ pub(crate) struct PlanArgs {
     /// Free host memory of the machine that is meant, if it is not this one.
     #[arg(long, value_name = "BYTES", value_parser = human::parse_bytes)]
     pub(crate) free_host: Option<u64>,
-    /// Free memory of its device.
+    /// Free memory of its GPUs, of each.
     #[arg(long, value_name = "BYTES", value_parser = human::parse_bytes)]
     pub(crate) free_device: Option<u64>,
     /// Print JSON.
@@ -393,6 +413,10 @@ fn io_path(text: &str) -> Result<IoPath, String> {
 
 fn casts(text: &str) -> Result<Casts, String> {
     Casts::parse(text).map_err(|error| format!("{error}; {}", error.hint()))
+}
+
+fn device_map(text: &str) -> Result<DeviceMap, String> {
+    text.parse().map_err(|error: unladen::Error| format!("{error}; {}", error.hint()))
 }
 
 fn device(text: &str) -> Result<Device, String> {

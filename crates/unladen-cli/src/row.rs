@@ -1,6 +1,7 @@
 //! What one load took: the line that `load --json` prints and `compare` reads.
 
 use serde::{Deserialize, Serialize};
+use unladen::{Device, LoadPlan, Loaded};
 
 /// All sizes in bytes, over what the process held before the load.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -11,8 +12,12 @@ pub(crate) struct Row {
     pub(crate) tensors: usize,
     /// Bytes of the tensors that were brought.
     pub(crate) bytes: u64,
-    /// Memory that stays with them: the host's overhead is its peak less this.
+    /// Memory that stays with them, wherever it is.
     pub(crate) weights_bytes: u64,
+    /// What of that is on the host: the host's overhead is its peak less this.
+    pub(crate) weights_on_host_bytes: u64,
+    /// They are views of the mapped file, and read when they are touched.
+    pub(crate) is_mapped: bool,
     /// What the load was allowed besides; nothing: whatever it takes.
     pub(crate) host_budget_bytes: Option<u64>,
     /// How bytes came from the files.
@@ -20,6 +25,10 @@ pub(crate) struct Row {
     pub(crate) host_peak_anon_bytes: u64,
     pub(crate) host_peak_rss_bytes: u64,
     pub(crate) device_peak_bytes: u64,
+    /// Each device by itself, GPUs with the driver's figure.
+    pub(crate) devices: Vec<DeviceRow>,
+    /// Staging for GPUs was pinned; nothing: there was none.
+    pub(crate) is_pinned: Option<bool>,
     /// Pages of mapped files, the forward pass included where one ran: a mapping is read when it is touched.
     pub(crate) mapped_peak_bytes: u64,
     pub(crate) predicted_host_peak_anon_bytes: u64,
@@ -41,4 +50,29 @@ pub(crate) struct Row {
     /// The forward pass over three tokens, right after the load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) forward_s: Option<f64>,
+}
+
+/// What one load took of one device.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct DeviceRow {
+    pub(crate) device: String,
+    pub(crate) weights_bytes: u64,
+    pub(crate) predicted_peak_bytes: u64,
+    /// By the ledger.
+    pub(crate) peak_bytes: u64,
+    /// By how much the driver's free memory shrank at most; nothing for the host.
+    pub(crate) driver_peak_bytes: Option<u64>,
+}
+
+/// What a load took of every device that it was for.
+pub(crate) fn device_rows(plan: &LoadPlan, loaded: &Loaded<'_>) -> Vec<DeviceRow> {
+    let row = |device: &Device| DeviceRow {
+        device: device.to_string(),
+        weights_bytes: plan.weights_by_device().get(*device),
+        predicted_peak_bytes: plan.predicted().device_bytes.get(*device),
+        peak_bytes: loaded.peaks.device_bytes.get(*device),
+        driver_peak_bytes: (*device != Device::Host)
+            .then(|| loaded.gpus.driver_peak_bytes.get(*device)),
+    };
+    plan.devices().iter().map(row).collect()
 }

@@ -154,9 +154,9 @@ impl<'a> Finder<'a, '_> {
     fn mask(&self, block: usize) -> Result<Mask<'a>> {
         let Some((name, view)) = self.get(Role::Mask, block) else { return Ok(Mask::Causal) };
         let mask = match view.dtype {
-            DType::Bool => {
-                Ok(Mask::Booleans(view.bytes, [view.stride[0], view.stride[1]].map(|it| it as usize)))
-            }
+            DType::Bool => view
+                .host_bytes()
+                .map(|it| Mask::Booleans(it, [view.stride[0], view.stride[1]].map(|it| it as usize))),
             _ => matrix(&view).map(Mask::Numbers),
         };
         mask.map_err(|error| error.in_tensor(&name))
@@ -187,7 +187,7 @@ impl<'a> Finder<'a, '_> {
 /// Sees a tensor of two dimensions as a matrix. Any strides will do.
 fn matrix<'a>(view: &TensorView<'a>) -> Result<Matrix<'a>> {
     let wrong = || {
-        let found = format!("shape {:?}, stride {:?}, {} bytes", view.shape, view.stride, view.bytes.len());
+        let found = format!("shape {:?}, stride {:?}, {} bytes", view.shape, view.stride, view.bytes.len_bytes());
         Fault::new("a matrix in memory", found).mismatch()
     };
     let size = |dims: &[u64]| -> Option<[usize; 2]> {

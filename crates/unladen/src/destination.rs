@@ -1,8 +1,10 @@
 //! Memory that stays: what a load hands back.
 
 use crate::{
+    cuda::Memory,
+    device::Device,
     dtype::DType,
-    error::{Fault, Result},
+    error::{Error, Fault, Result},
     memory::{HostBuffer, Mapping},
     tensor::{Block, Layout, Window},
 };
@@ -19,24 +21,37 @@ pub enum Arena<'a> {
     Mapped(Mapping),
     /// Memory that belongs to the caller.
     Caller(&'a mut [u8]),
+    /// Memory of a GPU.
+    Cuda(Memory),
 }
 
 impl Arena<'_> {
-    /// The bytes.
-    pub fn as_slice(&self) -> &[u8] {
+    /// How many bytes.
+    pub fn len_bytes(&self) -> u64 {
         match self {
-            Arena::Owned(buffer) => buffer.as_slice(),
-            Arena::Mapped(mapping) => mapping.as_slice(),
-            Arena::Caller(bytes) => bytes,
+            Arena::Cuda(memory) => memory.len_bytes(),
+            Arena::Owned(_) | Arena::Mapped(_) | Arena::Caller(_) => {
+                self.as_slice().map_or(0, |it| it.len() as u64)
+            }
         }
     }
 
-    /// The bytes, to be written; `None` for a mapped file.
+    /// The bytes; `None` on a GPU.
+    pub fn as_slice(&self) -> Option<&[u8]> {
+        match self {
+            Arena::Owned(buffer) => Some(buffer.as_slice()),
+            Arena::Mapped(mapping) => Some(mapping.as_slice()),
+            Arena::Caller(bytes) => Some(bytes),
+            Arena::Cuda(_) => None,
+        }
+    }
+
+    /// The bytes, to be written; `None` for a mapped file and on a GPU.
     pub fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
         match self {
             Arena::Owned(buffer) => Some(buffer.as_mut_slice()),
-            Arena::Mapped(_) => None,
             Arena::Caller(bytes) => Some(bytes),
+            Arena::Mapped(_) | Arena::Cuda(_) => None,
         }
     }
 }
@@ -101,7 +116,7 @@ impl<'a> StateDict<'a> {
                 let expected = format!("one of {} arenas", state.arenas.len());
                 return Err(Fault::new(expected, format!("number {}", placed.arena)).tensor(name).mismatch());
             };
-            let len_bytes = arena.as_slice().len() as u64;
+            let len_bytes = arena.len_bytes();
             let end_byte = placed.start_byte.saturating_add(placed.layout.stored_bytes().end);
             if end_byte > len_bytes {
                 let expected = format!("an arena of at least {end_byte} bytes");
@@ -142,9 +157,15 @@ impl<'a> StateDict<'a> {
 
     fn view<'s>(&'s self, placed: &'s Placed) -> TensorView<'s> {
         let stored = placed.layout.stored_bytes();
-        let start = (placed.start_byte + stored.start) as usize;
-        let bytes =
-            &self.arenas[placed.arena].as_slice()[start..start + (stored.end - stored.start) as usize];
+        let start_byte = placed.start_byte + stored.start;
+        let len_bytes = stored.end - stored.start;
+        let bytes = match &self.arenas[placed.arena] {
+            Arena::Cuda(memory) => Bytes::OnGpu { memory, start_byte, len_bytes },
+            arena => {
+                let range = start_byte as usize..(start_byte + len_bytes) as usize;
+                Bytes::OnHost(&arena.as_slice().unwrap_or_default()[range])
+            }
+        };
         TensorView {
             dtype: placed.layout.dtype(),
             shape: placed.layout.shape(),
@@ -164,20 +185,68 @@ pub struct TensorView<'a> {
     /// Distances of neighbours, in elements.
     pub stride: &'a [u64],
     /// From the first element to the last.
-    pub bytes: &'a [u8],
+    pub bytes: Bytes<'a>,
+}
+
+/// Bytes of a tensor, wherever they are.
+#[derive(Clone, Copy)]
+pub enum Bytes<'a> {
+    /// In this machine's memory.
+    OnHost(&'a [u8]),
+    /// In a GPU's.
+    OnGpu {
+        /// The memory that they are in.
+        memory: &'a Memory,
+        /// Where in it.
+        start_byte: u64,
+        /// How many.
+        len_bytes: u64,
+    },
+}
+
+impl Bytes<'_> {
+    /// How many.
+    pub fn len_bytes(&self) -> u64 {
+        match self {
+            Bytes::OnHost(bytes) => bytes.len() as u64,
+            Bytes::OnGpu { len_bytes, .. } => *len_bytes,
+        }
+    }
+
+    /// Where they are.
+    pub fn device(&self) -> Device {
+        match self {
+            Bytes::OnHost(_) => Device::Host,
+            Bytes::OnGpu { memory, .. } => Device::Cuda(memory.ordinal()),
+        }
+    }
 }
 
 impl fmt::Debug for TensorView<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TensorView({} {:?})", self.dtype, self.shape)
+        write!(f, "TensorView({} {:?} on {})", self.dtype, self.shape, self.bytes.device())
     }
 }
 
 impl<'a> TensorView<'a> {
+    /// The bytes from the first element to the last, in place; with gaps where the strides leave some.
+    ///
+    /// Fails with [`Error::Device`] if they are on a GPU.
+    pub fn host_bytes(&self) -> Result<&'a [u8]> {
+        match self.bytes {
+            Bytes::OnHost(bytes) => Ok(bytes),
+            Bytes::OnGpu { memory, .. } => Err(Error::Device {
+                device: Device::Cuda(memory.ordinal()).to_string(),
+                message: "the tensor is there, not in the host's memory".to_owned(),
+            }),
+        }
+    }
+
     /// The elements from the first to the last, in place; with gaps where the strides leave some.
     ///
     /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if `T` has another size than the dtype, or the bytes
-    /// are not aligned for it. The caller answers for `T` being the type that the dtype names.
+    /// are not aligned for it, with [`Error::Device`] if they are on a GPU. The caller answers for `T` being the type that
+    /// the dtype names.
     pub fn elements<T: FromBytes + Immutable>(&self) -> Result<&'a [T]> {
         let wrong = |found: String| {
             Fault::new(format!("aligned elements of {} bytes", size_of::<T>()), found).mismatch()
@@ -185,7 +254,8 @@ impl<'a> TensorView<'a> {
         if self.dtype.size_bytes() != size_of::<T>() as u64 {
             return Err(wrong(format!("{}", self.dtype)));
         }
-        <[T]>::ref_from_bytes(self.bytes).map_err(|_| wrong(format!("{} at {:p}", self.dtype, self.bytes)))
+        let bytes = self.host_bytes()?;
+        <[T]>::ref_from_bytes(bytes).map_err(|_| wrong(format!("{} at {bytes:p}", self.dtype)))
     }
 
     /// The elements in row-major order, in place.
@@ -203,13 +273,28 @@ impl<'a> TensorView<'a> {
         Layout::strided(self.dtype, self.shape, self.stride, 0)
     }
 
-    /// Passes the row-major bytes to `sink`, a bounded piece at a time.
+    /// Passes the row-major bytes to `sink`, a bounded piece at a time; from a GPU they are fetched for it.
     ///
-    /// Fails with [`Error::Unsupported`](crate::Error::Unsupported) if the view claims gigabytes from a few bytes.
+    /// Fails with [`Error::Unsupported`](crate::Error::Unsupported) if the view claims gigabytes from a few bytes, with
+    /// [`Error::Device`] if a GPU does not give them.
     pub fn for_each_chunk(&self, mut sink: impl FnMut(&[u8])) -> Result<()> {
         let layout = self.layout()?;
+        let bytes = match self.bytes {
+            Bytes::OnHost(bytes) => bytes,
+            // What is on a GPU is row-major.
+            Bytes::OnGpu { memory, start_byte, len_bytes } => {
+                let mut scratch = vec![0; MAX_CHUNK_BYTES.min(len_bytes) as usize];
+                let end_byte = start_byte + len_bytes;
+                for at_byte in (start_byte..end_byte).step_by(MAX_CHUNK_BYTES as usize) {
+                    let scratch = &mut scratch[..MAX_CHUNK_BYTES.min(end_byte - at_byte) as usize];
+                    memory.read(at_byte, scratch)?;
+                    sink(scratch);
+                }
+                return Ok(());
+            }
+        };
         if layout.is_contiguous() {
-            self.bytes.chunks(MAX_CHUNK_BYTES as usize).for_each(sink);
+            bytes.chunks(MAX_CHUNK_BYTES as usize).for_each(sink);
             return Ok(());
         }
         layout.check_expansion()?;
@@ -219,7 +304,7 @@ impl<'a> TensorView<'a> {
             let n_elems: u64 = window.shape.iter().product();
             scratch.resize((n_elems * self.dtype.size_bytes()) as usize, 0);
             if let Some(block) = Block::within(&layout, &at, &window) {
-                block.gather(self.bytes, &mut scratch);
+                block.gather(bytes, &mut scratch);
             }
             sink(&scratch);
         }

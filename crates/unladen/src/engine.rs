@@ -1,14 +1,20 @@
 //! Runs plans: the only room with threads. Knows no format, decides nothing.
 
 mod copy;
+mod gpus;
 mod queue;
+mod ring;
 mod split;
 mod stream;
 mod touch;
+mod upload;
 mod worker;
+
+pub use gpus::{OpenGpu, UsedGpus};
 
 use crate::{
     destination::{Arena, Placed, StateDict},
+    device::Device,
     error::{Error, Fault, Result},
     memory::{Held, HostBuffer, Ledger, Space},
     plan::{LoadPlan, SlotId, Step},
@@ -16,8 +22,10 @@ use crate::{
     source::FileSet,
     tensor::{FileId, TensorId},
 };
+use gpus::Gpus;
 use std::{path::Path, sync::Arc};
 use stream::Stream;
+use upload::Upload;
 
 /// Gives the values of a model that was not loaded: called with a tensor's name and its memory, by several threads.
 pub type InitialValues<'a> = &'a (dyn Fn(&str, &mut [u8]) + Sync);
@@ -41,6 +49,8 @@ pub struct Run<'r, 'a> {
     pub names: &'r (dyn Fn(TensorId) -> &'r str + Sync),
     /// Where reservations are counted.
     pub ledger: Arc<Ledger>,
+    /// Opens a GPU.
+    pub open_gpu: OpenGpu<'r>,
     /// What `Step::Fill` fills with; zeros without.
     pub initial_values: Option<InitialValues<'r>>,
     /// The caller's memory for `Step::Adopt`.
@@ -49,8 +59,8 @@ pub struct Run<'r, 'a> {
     pub after_step: &'r mut dyn FnMut(usize, Held),
 }
 
-/// Runs a plan. On failure everything that it took is given back.
-pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
+/// Runs a plan, and says what it saw of the GPUs. On failure everything that it took is given back.
+pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<(StateDict<'a>, UsedGpus)> {
     let io = run.io;
     if io.files.fingerprint() != plan.fingerprint() {
         let fault = Fault::new("a plan that was made for this checkpoint", "one for other files");
@@ -64,6 +74,7 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
     let n_threads = plan.n_threads();
     // Names, shapes and steps are there already, stacks soon.
     let _bookkeeping = run.ledger.reserve(Space::Bookkeeping, plan.bookkeeping_bytes());
+    let mut gpus = Gpus::new(run.open_gpu);
     let mut slots: Slots<'a> = (0..plan.n_slots()).map(|_| None).collect();
     let mut placed: Vec<(TensorId, SlotId, Placed)> = Vec::new();
     let mut mapped: Vec<FileId> = Vec::new();
@@ -72,7 +83,10 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
         match step {
             Step::Reserve { slot, space, len_bytes, .. } => {
                 let reservation = run.ledger.reserve(*space, *len_bytes);
-                slots[slot.0 as usize] = Some(Arena::Owned(HostBuffer::new(reservation, io.path)?));
+                slots[slot.0 as usize] = Some(match space {
+                    Space::Device(Device::Cuda(ordinal)) => Arena::Cuda(gpus.reserve(*ordinal, reservation)?),
+                    _ => Arena::Owned(HostBuffer::new(reservation, io.path)?),
+                });
             }
             Step::Adopt { slot, tensor } => {
                 slots[slot.0 as usize] = Some(Arena::Caller((run.adopt)(*tensor)?))
@@ -91,6 +105,11 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
                 let (chunk_bytes, fresh, paths) = (*chunk_bytes, *fresh, plan.io());
                 Stream { staging, chunk_bytes, fresh, reads, paths, n_threads }.run(&mut slots, io)?;
             }
+            Step::Upload { staging, rooms, reads } => {
+                let (rooms, paths) = (*rooms, plan.io());
+                let is_pinned = Upload { staging, rooms, reads, paths, n_threads }.run(&mut slots, io)?;
+                gpus.used.is_pinned &= is_pinned;
+            }
             Step::Populate { slot, ranges } => copy::populate(*slot, ranges, &slots, n_threads, io)?,
             Step::Copy(copy) => copy::copy(copy, &mut slots, n_threads, io)?,
             Step::Release(slot) => slots[slot.0 as usize] = None,
@@ -104,7 +123,7 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<StateDict<'a>> {
     io.files.check_unchanged()?;
     // Opening a file again compares it with what it was.
     mapped.iter().try_for_each(|file| io.files.file(file.0 as usize)?.check_unchanged())?;
-    hand_over(slots, placed, run.names)
+    Ok((hand_over(slots, placed, run.names)?, gpus.used))
 }
 
 /// Memory by slot number.

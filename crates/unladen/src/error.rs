@@ -85,6 +85,8 @@ pub enum Limit {
     DeviceBudget,
     /// The machine's memory, or what the control group leaves of it.
     FreeMemory,
+    /// What nobody else holds of a GPU's memory.
+    FreeDeviceMemory,
     /// What any machine can address.
     AddressSpace,
 }
@@ -93,7 +95,7 @@ impl Limit {
     fn there_are(self) -> &'static str {
         match self {
             Limit::HostBudget | Limit::DeviceBudget => "allowed",
-            Limit::FreeMemory => "free",
+            Limit::FreeMemory | Limit::FreeDeviceMemory => "free",
             Limit::AddressSpace => "possible",
         }
     }
@@ -105,6 +107,7 @@ impl fmt::Display for Limit {
             Limit::HostBudget => "a host budget",
             Limit::DeviceBudget => "a device budget",
             Limit::FreeMemory => "free memory",
+            Limit::FreeDeviceMemory => "free memory of the GPU",
             Limit::AddressSpace => "an address space",
         })
     }
@@ -261,6 +264,9 @@ impl Error {
             }
             Error::OverBudget { limit: Limit::DeviceBudget, .. } => {
                 "allow the bytes that it needs (--device-budget), or cast to a smaller type (--dtype bf16)"
+            }
+            Error::OverBudget { limit: Limit::FreeDeviceMemory, .. } => {
+                "free memory on the GPU (`nvidia-smi` shows who holds it), cast to a smaller type (--dtype bf16), or leave a part on the host (--device-map)"
             }
             Error::OverBudget { .. } => {
                 "free some memory, cast to a smaller type (--dtype bf16), or let the file's own pages do (--intent read-only)"

@@ -1,12 +1,12 @@
 //! The front door: open a checkpoint, plan a load, run it.
 
+mod gpus;
 mod machine;
 
 use crate::{
     checkpoint::Checkpoint,
     destination::{StateDict, TensorBuffer},
-    device::Device,
-    engine::{self, InitialValues, Io, Run},
+    engine::{self, InitialValues, Io, Run, UsedGpus},
     error::{Fault, Result},
     format::{self, OpenOptions},
     memory::{Held, Ledger, Peaks},
@@ -15,6 +15,7 @@ use crate::{
     source::FileSet,
     tensor::{Backing, Layout, TensorId},
 };
+use gpus::Gpus;
 use std::{
     collections::{HashMap, HashSet},
     ops::Deref,
@@ -26,6 +27,8 @@ use std::{
 pub struct OpenCheckpoint {
     checkpoint: Checkpoint,
     files: FileSet,
+    /// Those that a plan or a load was for.
+    gpus: Gpus,
 }
 
 /// Reads the headers of a checkpoint: a `.pth` or safetensors file, the weight map of several, or a folder, see
@@ -39,7 +42,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<OpenCheckpoint> {
 /// As [`open`], as the caller decides.
 pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<OpenCheckpoint> {
     let (checkpoint, files) = format::open(path.as_ref(), options)?;
-    Ok(OpenCheckpoint { checkpoint, files })
+    Ok(OpenCheckpoint::new(checkpoint, files))
 }
 
 /// What a run may be given; the default needs nothing.
@@ -62,12 +65,14 @@ pub struct Loaded<'a> {
     pub state: StateDict<'a>,
     /// The most that was held at once, by the ledger.
     pub peaks: Peaks,
+    /// What was seen of the GPUs, if there were any.
+    pub gpus: UsedGpus,
 }
 
 impl OpenCheckpoint {
     /// A checkpoint that was opened before, with its files by position.
     pub fn new(checkpoint: Checkpoint, files: FileSet) -> OpenCheckpoint {
-        OpenCheckpoint { checkpoint, files }
+        OpenCheckpoint { checkpoint, files, gpus: Gpus::default() }
     }
 
     /// The open files, by position.
@@ -75,16 +80,19 @@ impl OpenCheckpoint {
         &self.files
     }
 
-    /// What a plan for this checkpoint must know of this machine: asks the system, reads nothing of the files.
+    /// What a plan for this checkpoint must know of this machine: asks the system, and the driver of the GPUs that the
+    /// options name; reads nothing of the files. A GPU that is not there has as much free memory as any could.
     pub fn machine(&self, options: &PlanOptions) -> Machine {
-        machine::machine(&self.files, options, machine::may_place(options))
+        machine::machine(&self.files, options, machine::may_place(options), &self.gpus)
     }
 
     /// Decides what a load of every tensor on this machine will do; reads nothing.
     ///
     /// Fails with [`Error::OverBudget`](crate::Error::OverBudget) if no way fits the budgets, or the memory that the
-    /// machine (or this process's control group) has left: it names the smallest budget that works.
+    /// machine (or this process's control group) has left: it names the smallest budget that works. With
+    /// [`Error::Device`](crate::Error::Device) if there is no such GPU.
     pub fn plan(&self, options: &PlanOptions) -> Result<LoadPlan> {
+        self.gpus.open_all(&options.devices())?;
         LoadPlan::new(&self.checkpoint, options, &self.machine(options))
     }
 
@@ -124,7 +132,7 @@ impl OpenCheckpoint {
         plan_options: &PlanOptions,
         options: RunOptions<'_>,
     ) -> Result<Loaded<'a>> {
-        let machine = machine::machine(&self.files, plan_options, false);
+        let machine = machine::machine(&self.files, plan_options, false, &self.gpus);
         let plan = LoadPlan::into_caller_memory(&self.checkpoint, plan_options, &machine)?;
         let layouts: HashMap<TensorId, &Layout> = plan.layouts().collect();
         self.run_with(&plan, options, &mut |id| {
@@ -163,7 +171,7 @@ impl OpenCheckpoint {
         options: RunOptions<'_>,
         adopt: &mut dyn FnMut(TensorId) -> Result<&'a mut [u8]>,
     ) -> Result<Loaded<'a>> {
-        let ledger = Ledger::new(plan.device() == Device::Host);
+        let ledger = Ledger::new();
         let unwatched = Progress::default();
         let progress = options.progress.unwrap_or(&unwatched);
         let mut nobody = |_, _| {};
@@ -171,15 +179,16 @@ impl OpenCheckpoint {
             io: Io { path: &self.path, files: &self.files, progress },
             names: &|id| self.tensor(id).name.as_str(),
             ledger: ledger.clone(),
+            open_gpu: &|ordinal| self.gpus.open(ordinal),
             initial_values: options.initial_values,
             adopt,
             after_step: options.after_step.unwrap_or(&mut nobody),
         };
-        let state = match options.on_progress {
+        let (state, gpus) = match options.on_progress {
             Some(callback) => progress.report(callback, || engine::run(plan, run))?,
             None => engine::run(plan, run)?,
         };
-        Ok(Loaded { state, peaks: ledger.get().1 })
+        Ok(Loaded { state, peaks: ledger.get().1, gpus })
     }
 }
 

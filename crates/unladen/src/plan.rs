@@ -4,7 +4,9 @@
 //! held, and they are barriers, so a walk over the steps predicts the peaks exactly. No I/O here.
 
 mod choose;
+mod generate;
 mod items;
+mod on_gpu;
 mod options;
 mod place;
 mod size;
@@ -13,14 +15,14 @@ mod steps;
 mod strategy;
 
 pub use choose::paths_of;
-pub use options::{DEFAULT_HOST_BUDGET_BYTES, Intent, Machine, PlanOptions};
+pub use options::{DEFAULT_HOST_BUDGET_BYTES, Intent, Machine, PlanOptions, UNKNOWN_GPU_BYTES};
 pub use staging::{PLACED_BYTES, chunk_sizes, fewer};
-pub use steps::{Change, Copy, Fill, Fresh, Gather, Part, Read, SlotId, Span, Step, Way};
+pub use steps::{Change, Copy, Fill, Fresh, Gather, Part, Read, Rooms, SlotId, Span, Step, Way};
 pub use strategy::Strategy;
 
 use crate::{
     checkpoint::Checkpoint,
-    device::Device,
+    device::{Device, PerDevice},
     error::Result,
     io_path::IoPath,
     memory::{Held, Peaks, Space},
@@ -34,14 +36,14 @@ pub struct LoadPlan {
     steps: Vec<Step>,
     n_slots: usize,
     strategy: Strategy,
-    device: Device,
+    devices: Vec<Device>,
     n_threads: usize,
     io: Vec<IoPath>,
     /// Of the files that it is for.
     fingerprint: u64,
     bookkeeping_bytes: u64,
     predicted: Peaks,
-    weights_bytes: u64,
+    weights_bytes: PerDevice,
 }
 
 impl LoadPlan {
@@ -85,9 +87,14 @@ impl LoadPlan {
         self.strategy
     }
 
-    /// Where the weights will stay.
-    pub fn device(&self) -> Device {
-        self.device
+    /// Where weights will stay, each device once.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// True if weights go to a GPU.
+    pub fn is_for_gpus(&self) -> bool {
+        self.devices.iter().any(|it| *it != Device::Host)
     }
 
     /// Threads that read and copy, the caller's included.
@@ -104,10 +111,7 @@ impl LoadPlan {
     pub fn inputs(&self) -> Vec<&'static str> {
         let mut inputs: Vec<_> = self.io.iter().map(|it| it.name()).collect();
         let mut is_read = vec![false; inputs.len()];
-        for read in self.steps.iter().flat_map(|step| match step {
-            Step::Stream { reads, .. } => &reads[..],
-            _ => &[],
-        }) {
+        for read in self.steps.iter().flat_map(Step::reads) {
             let gathers = match &read.way {
                 Way::Gather(gathers) => &gathers[..],
                 _ => &[],
@@ -136,15 +140,20 @@ impl LoadPlan {
         self.predicted
     }
 
-    /// Memory that stays with the weights when the load is over; none for mappings and for the caller's memory.
+    /// Memory that stays with the weights when the load is over, on all devices; none for mappings and for the caller's
+    /// memory.
     pub fn weights_bytes(&self) -> u64 {
+        self.weights_bytes.total_bytes()
+    }
+
+    /// The same, by device.
+    pub fn weights_by_device(&self) -> PerDevice {
         self.weights_bytes
     }
 
     /// The most that the load holds in host memory besides the weights: what the host budget is about.
     pub fn overhead_bytes(&self) -> u64 {
-        let weights_bytes = if self.device == Device::Host { self.weights_bytes } else { 0 };
-        self.predicted.host_anon_bytes - weights_bytes
+        self.predicted.host_anon_bytes - self.weights_bytes.host_bytes
     }
 
     /// What is held before the first step.
@@ -160,7 +169,7 @@ impl LoadPlan {
             match step {
                 Step::Reserve { slot, space, len_bytes, .. } => {
                     slots[slot.0 as usize] = Some((*space, *len_bytes));
-                    *held.of(*space) += len_bytes;
+                    held.add(*space, *len_bytes);
                 }
                 Step::Map { slot, len_bytes, .. } => {
                     slots[slot.0 as usize] = Some((Space::Mapped, *len_bytes));
@@ -168,12 +177,13 @@ impl LoadPlan {
                 }
                 Step::Release(slot) => {
                     if let Some((space, len_bytes)) = slots[slot.0 as usize].take() {
-                        *held.of(space) -= len_bytes;
+                        held.subtract(space, len_bytes);
                     }
                 }
                 Step::Adopt { .. }
                 | Step::Fill(_)
                 | Step::Stream { .. }
+                | Step::Upload { .. }
                 | Step::Populate { .. }
                 | Step::Copy(_)
                 | Step::HandOver { .. } => {}
@@ -206,11 +216,7 @@ impl LoadPlan {
 
     /// Bytes that the steps read from files.
     pub fn read_bytes(&self) -> u64 {
-        let reads = self.steps.iter().filter_map(|step| match step {
-            Step::Stream { reads, .. } => Some(reads),
-            _ => None,
-        });
-        reads.flatten().map(|read| read.len_bytes).sum()
+        self.steps.iter().flat_map(Step::reads).map(|read| read.len_bytes).sum()
     }
 
     /// Bytes that the steps read, copy or bring in: the measure of progress.

@@ -288,11 +288,12 @@ fn a_cancelled_load_gives_everything_back() {
                 progress.cancel();
             }
         };
-        let ledger = Ledger::new(true);
+        let ledger = Ledger::new();
         let run = Run {
             io: Io { path: &case.open.path, files: case.open.files(), progress: &progress },
             names: &|id| &case.open.tensor(id).name,
             ledger: ledger.clone(),
+            open_gpu: &unladen::cuda::Context::open,
             initial_values: None,
             adopt: &mut |_| panic!("nothing of the caller's"),
             after_step: &mut cancel,
@@ -389,7 +390,7 @@ fn many_small_files_load_whole_and_a_change_in_any_of_them_is_noticed() {
     for strategy in Strategy::all() {
         let loaded = open.load(strategy).unwrap();
         let is_right =
-            loaded.state.iter().all(|(name, view)| view.bytes == [name.parse::<u32>().unwrap() as u8; 64]);
+            loaded.state.iter().all(|(name, view)| view.host_bytes().unwrap() == [name.parse::<u32>().unwrap() as u8; 64]);
         assert!(loaded.state.len() == 300 && is_right, "{strategy}");
         assert_eq!(loaded.peaks, open.plan(&PlanOptions::unlimited(strategy)).unwrap().predicted());
     }

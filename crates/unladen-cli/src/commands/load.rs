@@ -3,7 +3,7 @@
 use crate::{
     args::{Choice, LoadArgs},
     gpt2_file, human, out,
-    row::Row,
+    row::{Row, device_rows},
     watch,
 };
 use std::{
@@ -16,7 +16,7 @@ use std::{
     time::Instant,
 };
 use unladen::{
-    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, Result, RunOptions, StateDict, Strategy, TensorBuffer,
+    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, Result, RunOptions, StateDict, TensorBuffer,
     memory,
     memory::{Measured, Method},
     tensor::Layout,
@@ -31,6 +31,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     if args.refill {
         return refill(path, args, &cached_before);
     }
+    // Copies to a GPU come from a mapping only by name.
     let may_map = match args.how.strategy {
         Choice::Named(strategy) => strategy.maps_files(),
         Choice::Auto => args.how.intent == Some(Intent::ReadOnly),
@@ -56,7 +57,10 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let later_bytes = forward.filter(|_| loaded.state.is_mapped()).map_or(0, |it| it.peak_file_bytes);
     let budget_bytes = args.how.host_budget;
     let mut row = row_of(&checkpoint, &plan, budget_bytes, load_s, &measured, &cached_before);
-    row.device_peak_bytes = loaded.peaks.device_bytes;
+    row.device_peak_bytes = loaded.peaks.device_bytes.total_bytes();
+    row.devices = device_rows(&plan, &loaded);
+    row.is_mapped = loaded.state.is_mapped();
+    row.is_pinned = plan.is_for_gpus().then_some(loaded.gpus.is_pinned);
     if plan.strategy().maps_files() {
         row.mapped_peak_bytes = measured.peak_file_bytes + later_bytes;
     }
@@ -68,6 +72,13 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     report(&row, args.json);
     let unused = args.how.dtype.unused(checkpoint.tensors.iter().map(|it| it.name.as_str()));
     unused.iter().for_each(|it| out::words(&format!("warning: `{it}` decides about no tensor")));
+    args.how.unused_devices(&checkpoint).iter().for_each(|it| out::words(it));
+    if row.is_pinned == Some(false) {
+        out::words(
+            "warning: the driver would not pin the staging buffers, so the copies took longer; \
+             look at `ulimit -l`, and at the memory limit of this control group",
+        );
+    }
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(())
 }
@@ -88,9 +99,10 @@ fn load(path: &Path, args: &LoadArgs) -> Result<(OpenCheckpoint, Loaded<'static>
     Ok((checkpoint, loaded, began.elapsed().as_secs_f64(), plan))
 }
 
-/// Reads every byte of the weights.
+/// Reads every byte of the weights that are on the host.
 fn touch(state: &StateDict<'_>, n_threads: usize) {
-    let pieces: Vec<&[u8]> = state.iter().flat_map(|(_, view)| view.bytes.chunks(TOUCH_BYTES)).collect();
+    let on_host = state.iter().filter_map(|(_, view)| view.host_bytes().ok());
+    let pieces: Vec<&[u8]> = on_host.flat_map(|it| it.chunks(TOUCH_BYTES)).collect();
     let next = AtomicUsize::new(0);
     let read = || {
         let mut sum = 0u64;
@@ -134,13 +146,13 @@ fn refill(path: &Path, args: &LoadArgs, cached_before: &HashMap<PathBuf, Option<
         let load_s = began.elapsed().as_secs_f64();
         let digest = args.digest && is_measured;
         let digest = digest.then(|| verify::digest_of(&loaded.state, path, watch::progress())).transpose()?;
-        Ok((load_s, measured, loaded.peaks, digest))
+        Ok((load_s, measured, loaded.peaks, device_rows(&sizes, &loaded), digest))
     };
     fill(false)?;
-    let (load_s, measured, peaks, digest) = fill(true)?;
+    let (load_s, measured, peaks, devices, digest) = fill(true)?;
     let row = row_of(&checkpoint, &sizes, args.how.host_budget, load_s, &measured, cached_before);
-    let device_peak_bytes = peaks.device_bytes;
-    report(&Row { strategy: "existing".to_owned(), device_peak_bytes, digest, ..row }, args.json);
+    let device_peak_bytes = peaks.device_bytes.total_bytes();
+    report(&Row { strategy: "existing".to_owned(), device_peak_bytes, devices, digest, ..row }, args.json);
     Ok(())
 }
 
@@ -162,15 +174,19 @@ fn row_of(
         tensors: plan.layouts().count(),
         bytes: plan.brought_bytes(),
         weights_bytes: plan.weights_bytes(),
+        weights_on_host_bytes: plan.weights_by_device().host_bytes,
+        is_mapped: false,
         host_budget_bytes: Some(host_budget_bytes).filter(|it| *it < u64::MAX),
         io: io_of(plan),
         host_peak_anon_bytes: measured.peak_anon_bytes,
         host_peak_rss_bytes: measured.peak_rss_bytes,
         device_peak_bytes: 0,
+        devices: Vec::new(),
+        is_pinned: None,
         mapped_peak_bytes: 0,
         predicted_host_peak_anon_bytes: predicted.host_anon_bytes,
         predicted_host_peak_rss_bytes: predicted.host_rss_bytes,
-        predicted_device_peak_bytes: predicted.device_bytes,
+        predicted_device_peak_bytes: predicted.device_bytes.total_bytes(),
         predicted_mapped_peak_bytes: predicted.mapped_bytes,
         measured_by: measured.method.name().to_owned(),
         notebook_rss_bytes: measured.polled_rss_bytes,
@@ -241,9 +257,9 @@ pub(crate) fn files_of(path: &Path) -> Vec<PathBuf> {
 }
 
 fn print(row: &Row) {
-    let speed = match row.strategy != Strategy::Mmap.name() {
-        true => format!("{:.2} GB/s", row.bytes as f64 / row.load_s / 1e9),
-        false => "mapped: bytes are read when they are touched".to_owned(),
+    let speed = match row.is_mapped {
+        false => format!("{:.2} GB/s", row.bytes as f64 / row.load_s / 1e9),
+        true => "mapped: bytes are read when they are touched".to_owned(),
     };
     out::result(&format!(
         "{} tensors, {}, in {} s, {speed}; `{}`, {}",
@@ -260,9 +276,17 @@ fn print(row: &Row) {
             human::bytes(predicted)
         ));
     };
-    line("device peak", row.device_peak_bytes, row.predicted_device_peak_bytes, "by the ledger");
+    for device in &row.devices {
+        let what = match &device.device[..] {
+            "host" => "device peak",
+            name => name,
+        };
+        let driver = device.driver_peak_bytes.map(|it| format!(", by the driver {}", human::bytes(it)));
+        let how = format!("by the ledger{}", driver.unwrap_or_default());
+        line(what, device.peak_bytes, device.predicted_peak_bytes, &how);
+    }
     line("host peak", row.host_peak_anon_bytes, row.predicted_host_peak_anon_bytes, &row.measured_by);
-    let over = |peak_bytes: u64| peak_bytes.saturating_sub(row.weights_bytes);
+    let over = |peak_bytes: u64| peak_bytes.saturating_sub(row.weights_on_host_bytes);
     let budget =
         row.host_budget_bytes.map_or("no budget".to_owned(), |it| format!("budget {}", human::bytes(it)));
     line("besides", over(row.host_peak_anon_bytes), over(row.predicted_host_peak_anon_bytes), &budget);

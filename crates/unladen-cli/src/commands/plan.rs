@@ -4,7 +4,8 @@ use crate::{args::PlanArgs, human, out};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use serde::Serialize;
 use unladen::{
-    Intent, LoadPlan, OpenCheckpoint, Result,
+    Device, Intent, LoadPlan, OpenCheckpoint, Result,
+    device::PerDevice,
     memory::Space,
     plan::{Read, Step, Way},
     stamp::FileStamp,
@@ -15,7 +16,11 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     let mut options = args.how.options(Intent::Private);
     let mut machine = checkpoint.machine(&options);
     machine.free_host_bytes = args.free_host.unwrap_or(machine.free_host_bytes);
-    options.device_budget_bytes = options.device_budget_bytes.min(args.free_device.unwrap_or(u64::MAX));
+    if let Some(free_bytes) = args.free_device {
+        options.device_budget_bytes = options.device_budget_bytes.min(free_bytes);
+        // The machine that is meant has GPUs of its own.
+        machine.free_device_bytes = PerDevice::of_each_gpu(free_bytes);
+    }
     let plan = LoadPlan::new(&checkpoint, &options, &machine)?;
     let report = report(&checkpoint, &plan, options.host_budget_bytes, machine.free_host_bytes);
     if args.json {
@@ -25,6 +30,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     }
     let unused = options.casts.unused(checkpoint.tensors.iter().map(|it| it.name.as_str()));
     unused.iter().for_each(|it| out::words(&format!("warning: `{it}` decides about no tensor")));
+    args.how.unused_devices(&checkpoint).iter().for_each(|it| out::words(it));
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(())
 }
@@ -46,11 +52,19 @@ struct Report {
     host_budget_bytes: Option<u64>,
     predicted_host_peak_anon_bytes: u64,
     predicted_device_peak_bytes: u64,
+    devices: Vec<DeviceLine>,
     predicted_mapped_peak_bytes: u64,
     free_host_bytes: Option<u64>,
     read_bytes: u64,
     files: Vec<FileLine>,
     steps: Vec<Line>,
+}
+
+#[derive(Serialize)]
+struct DeviceLine {
+    device: String,
+    weights_bytes: u64,
+    predicted_peak_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -79,7 +93,7 @@ fn report(
     let files = checkpoint.files.iter().zip(plan.inputs());
     Report {
         strategy: plan.strategy().to_string(),
-        device: plan.device().to_string(),
+        device: plan.devices().iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         threads: plan.n_threads(),
         tensors: plan.layouts().count(),
         weights_bytes: plan.weights_bytes(),
@@ -87,13 +101,20 @@ fn report(
         bookkeeping_bytes: plan.bookkeeping_bytes(),
         host_budget_bytes: Some(host_budget_bytes).filter(|it| *it < u64::MAX),
         predicted_host_peak_anon_bytes: predicted.host_anon_bytes,
-        predicted_device_peak_bytes: predicted.device_bytes,
+        predicted_device_peak_bytes: predicted.device_bytes.total_bytes(),
+        devices: plan.devices().iter().map(|it| device_line(plan, *it)).collect(),
         predicted_mapped_peak_bytes: predicted.mapped_bytes,
         free_host_bytes: Some(free_host_bytes).filter(|it| *it < u64::MAX),
         read_bytes: plan.read_bytes(),
         files: files.map(|(file, io)| FileLine { path: name_of(file), bytes: file.len_bytes, io }).collect(),
         steps: lines(plan),
     }
+}
+
+fn device_line(plan: &LoadPlan, device: Device) -> DeviceLine {
+    let weights_bytes = plan.weights_by_device().get(device);
+    let predicted_peak_bytes = plan.predicted().device_bytes.get(device);
+    DeviceLine { device: device.to_string(), weights_bytes, predicted_peak_bytes }
 }
 
 /// The path, and of a packed record its name too.
@@ -125,9 +146,10 @@ fn line(step: &Step) -> Line {
     match step {
         Step::Reserve { space, len_bytes, owner, .. } => {
             let space = match space {
-                Space::Host | Space::Staging | Space::Bookkeeping => "host",
-                Space::Device => "device",
-                Space::Mapped => "mapped",
+                Space::Host | Space::Staging | Space::Bookkeeping => "host".to_owned(),
+                Space::Device(Device::Host) => "device".to_owned(),
+                Space::Device(device) => device.to_string(),
+                Space::Mapped => "mapped".to_owned(),
             };
             line("reserve", *len_bytes, format!("{owner} ({space})"))
         }
@@ -140,6 +162,11 @@ fn line(step: &Step) -> Line {
             "stream",
             reads.iter().map(|it| it.len_bytes).sum(),
             how(staging.len(), *chunk_bytes, fresh.is_some_and(|it| it.is_placed), reads),
+        ),
+        Step::Upload { staging, rooms, reads } => line(
+            "upload",
+            reads.iter().map(|it| it.len_bytes).sum(),
+            how(staging.len(), rooms.chunk_bytes, false, reads),
         ),
         Step::Populate { ranges, .. } => {
             line("populate", ranges.iter().map(|it| it.end - it.start).sum(), "pages of a mapping".to_owned())
@@ -208,8 +235,12 @@ fn print(report: &Report) {
             ),
         ),
         ("host peak", human::bytes(report.predicted_host_peak_anon_bytes)),
-        ("device peak", human::bytes(report.predicted_device_peak_bytes)),
         ("mapped peak", human::bytes(report.predicted_mapped_peak_bytes)),
     ];
-    rows.iter().for_each(|(name, value)| out::result(&format!("{name:<12} {value}")));
+    let devices = report.devices.iter().map(|it| {
+        let name = if it.device == "host" { "device peak" } else { &it.device };
+        (name, human::bytes(it.predicted_peak_bytes))
+    });
+    let rows = rows.into_iter().chain(devices);
+    rows.for_each(|(name, value)| out::result(&format!("{name:<12} {value}")));
 }

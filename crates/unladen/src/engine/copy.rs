@@ -1,7 +1,7 @@
 //! Moves bytes between slots, gives a model its initial values, and brings in the pages of mappings.
 
 use super::{
-    InitialValues, Io, Slots, missing,
+    InitialValues, Io, Slots, gpus, missing,
     split::{Rest, for_each},
 };
 use crate::{
@@ -21,6 +21,9 @@ const POPULATE_BYTES: u64 = 16 << 20;
 
 pub(super) fn copy(copy: &Copy, slots: &mut Slots<'_>, n_threads: usize, io: Io<'_>) -> Result<()> {
     let index = copy.target.slot.0 as usize;
+    if matches!(slots[index], Some(Arena::Cuda(_))) {
+        return gpus::copy(copy, slots, io);
+    }
     // The target leaves its slot for the while, so that the source can be borrowed beside it.
     let mut target = slots[index].take().ok_or_else(|| missing(copy.target.slot))?;
     let result = copy_to(copy, slots, &mut target, n_threads, io);
@@ -38,6 +41,7 @@ fn copy_to(
     let end = |start_byte: u64, len_bytes: u64| start_byte.saturating_add(len_bytes) as usize;
     let (from, to) = (copy.source, copy.target);
     let source = slots[from.slot.0 as usize].as_ref().ok_or_else(|| missing(from.slot))?.as_slice();
+    let source = source.ok_or_else(|| missing(from.slot))?;
     let source = source.get(from.start_byte as usize..end(from.start_byte, from.len_bytes));
     let source = source.ok_or_else(|| missing(from.slot))?;
     let target = target.as_mut_slice().ok_or_else(|| missing(to.slot))?;

@@ -49,7 +49,7 @@ mod tests {
         assert_eq!([queue.take(), queue.take()], [None, None]);
     }
 
-    /// Every order in which threads can meet, by `RUSTFLAGS="--cfg loom" cargo test -p unladen --lib queue`.
+    /// Every order in which threads can meet, by `RUSTFLAGS="--cfg loom" cargo test -p unladen --lib models`.
     #[cfg(loom)]
     mod models {
         use super::*;

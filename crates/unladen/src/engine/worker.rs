@@ -29,23 +29,50 @@ pub(super) struct Common<'r> {
 /// What one thread has for itself.
 pub(super) struct Worker<'s> {
     staging: Staging<'s>,
-    file: Option<(FileId, Arc<dyn ReadAt>)>,
+    files: Files,
+}
+
+impl State for Worker<'_> {
+    fn reading(&self) -> Option<(FileId, u64)> {
+        self.files.reading
+    }
+}
+
+/// What one thread reads.
+#[derive(Default)]
+pub(super) struct Files {
+    open: Option<(FileId, Arc<dyn ReadAt>)>,
     /// What it is about, should it panic.
     reading: Option<(FileId, u64)>,
 }
 
-impl State for Worker<'_> {
+impl State for Files {
     fn reading(&self) -> Option<(FileId, u64)> {
         self.reading
     }
 }
 
+impl Files {
+    /// A file that is to be read from some byte on, kept until another is asked for.
+    pub(super) fn open(&mut self, file: FileId, at_byte: u64, common: &Common<'_>) -> Result<Arc<dyn ReadAt>> {
+        self.reading = Some((file, at_byte));
+        if let Some((open, source)) = &self.open
+            && *open == file
+        {
+            return Ok(Arc::clone(source));
+        }
+        let source = common.io.files.get(file.0 as usize)?;
+        self.open = Some((file, Arc::clone(&source)));
+        Ok(source)
+    }
+}
+
 /// A staging buffer.
-struct Staging<'s> {
+pub(super) struct Staging<'s> {
     /// For bytes as the file has them. Starts at a page.
-    source: &'s mut [u8],
+    pub(super) source: &'s mut [u8],
     /// For elements that were cast. Starts at a page.
-    cast: &'s mut [u8],
+    pub(super) cast: &'s mut [u8],
 }
 
 impl<'s> Worker<'s> {
@@ -53,7 +80,7 @@ impl<'s> Worker<'s> {
     pub(super) fn new(buffer: Option<&'s mut HostBuffer>, source_room: usize) -> Worker<'s> {
         let bytes = buffer.map(HostBuffer::as_mut_slice).unwrap_or_default();
         let (source, cast) = bytes.split_at_mut(source_room.min(bytes.len()));
-        Worker { staging: Staging { source, cast }, file: None, reading: None }
+        Worker { staging: Staging { source, cast }, files: Files::default() }
     }
 
     /// Brings a piece to its target. `placing`: fresh pages must not be touched.
@@ -65,22 +92,14 @@ impl<'s> Worker<'s> {
     ) -> Result<()> {
         let Piece { file, start_byte, len_bytes, target, way, is_fresh } = piece;
         let placing = placing.filter(|_| is_fresh);
-        self.reading = Some((file, start_byte));
-        let place = Read { file: self.open(file, common)?, path: common.path(file), start_byte, len_bytes };
+        let source = self.files.open(file, start_byte, common)?;
+        let place = Read { file: source, path: common.path(file), start_byte, len_bytes };
         match way {
             Way::Plain if is_fresh => self.fresh(&place, target, placing, common)?,
             Way::Plain => place.file.read_by(place.path, start_byte, target, len_bytes as usize)?,
             Way::Elements(change) => self.staging.elements(&place, change, target, placing)?,
             Way::Parts(parts) => self.staging.parts(&place, parts, target)?,
-            Way::Gather(gathers) => {
-                for gather in gathers {
-                    self.reading = Some((gather.file, gather.start_byte));
-                    let file = self.open(gather.file, common)?;
-                    self.staging.gather(&file, gather, target, common)?;
-                    file.check_unchanged()?;
-                }
-                return Ok(());
-            }
+            Way::Gather(gathers) => return self.staging.gathers(&mut self.files, gathers, target, common),
         }
         common.io.progress.add(len_bytes);
         // Files of a large folder do not stay open until the end of the load.
@@ -112,37 +131,25 @@ impl<'s> Worker<'s> {
         common.chooser.learn(way, read.len_bytes, began.elapsed());
         Ok(())
     }
-
-    /// A file, kept until another is asked for.
-    fn open(&mut self, file: FileId, common: &Common<'_>) -> Result<Arc<dyn ReadAt>> {
-        if let Some((open, source)) = &self.file
-            && *open == file
-        {
-            return Ok(Arc::clone(source));
-        }
-        let source = common.io.files.get(file.0 as usize)?;
-        self.file = Some((file, Arc::clone(&source)));
-        Ok(source)
-    }
 }
 
 impl Common<'_> {
-    fn path(&self, file: FileId) -> IoPath {
+    pub(super) fn path(&self, file: FileId) -> IoPath {
         self.paths.get(file.0 as usize).copied().unwrap_or_default()
     }
 }
 
 /// Bytes of a file, and how to read them.
-struct Read {
-    file: Arc<dyn ReadAt>,
-    path: IoPath,
-    start_byte: u64,
-    len_bytes: u64,
+pub(super) struct Read {
+    pub(super) file: Arc<dyn ReadAt>,
+    pub(super) path: IoPath,
+    pub(super) start_byte: u64,
+    pub(super) len_bytes: u64,
 }
 
 impl Read {
     /// Bytes of a staging buffer before those that were asked for.
-    fn lead_bytes(&self) -> u64 {
+    pub(super) fn lead_bytes(&self) -> u64 {
         lead_bytes(self.path, self.start_byte)
     }
 }
@@ -206,7 +213,7 @@ impl Staging<'_> {
     }
 
     /// Several small tensors.
-    fn parts(&mut self, read: &Read, parts: &[Part], target: &mut [u8]) -> Result<()> {
+    pub(super) fn parts(&mut self, read: &Read, parts: &[Part], target: &mut [u8]) -> Result<()> {
         let bytes = fill(self.source, read)?;
         for part in parts {
             let source = bytes.get_mut(part.source_byte as usize..).ok_or_else(too_small)?;
@@ -220,7 +227,22 @@ impl Staging<'_> {
         Ok(())
     }
 
-    /// A box of elements, brought into order.
+    /// Boxes of elements from one file or several, brought into order.
+    pub(super) fn gathers(
+        &mut self,
+        files: &mut Files,
+        gathers: &[Gather],
+        target: &mut [u8],
+        common: &Common<'_>,
+    ) -> Result<()> {
+        for gather in gathers {
+            let file = files.open(gather.file, gather.start_byte, common)?;
+            self.gather(&file, gather, target, common)?;
+            file.check_unchanged()?;
+        }
+        Ok(())
+    }
+
     fn gather(
         &mut self,
         file: &Arc<dyn ReadAt>,
@@ -261,12 +283,12 @@ impl Staging<'_> {
 }
 
 /// Reads into a staging buffer; returns the bytes that were asked for.
-fn fill<'b>(buffer: &'b mut [u8], read: &Read) -> Result<&'b mut [u8]> {
+pub(super) fn fill<'b>(buffer: &'b mut [u8], read: &Read) -> Result<&'b mut [u8]> {
     read_staged(&*read.file, read.path, read.start_byte, read.len_bytes, buffer)
 }
 
 /// Casts, or copies what is not cast.
-fn convert(change: &Change, source: &[u8], target: &mut [u8]) {
+pub(super) fn convert(change: &Change, source: &[u8], target: &mut [u8]) {
     match change.from == change.to {
         true => target.copy_from_slice(source),
         false => cast(change.from, change.to, source, target),
@@ -280,6 +302,6 @@ fn place(placing: &Placing, target: &mut [u8], source: &[u8], read: &Read) -> Re
 }
 
 /// A plan that contradicts itself.
-fn too_small() -> Error {
+pub(super) fn too_small() -> Error {
     Fault::new("a plan whose staging and targets hold what it reads", "less").mismatch()
 }

@@ -1,5 +1,6 @@
 //! What we hold, by our own account: every reservation counts from before its allocation until after its release.
 
+use crate::device::{Device, PerDevice};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A kind of memory that is counted apart.
@@ -11,8 +12,9 @@ pub enum Space {
     Staging,
     /// Names, shapes, steps and stacks of threads: held all along, on the heap and elsewhere.
     Bookkeeping,
-    /// The device's memory, where the weights stay. With `--device host` it is host memory, counted here all the same.
-    Device,
+    /// Where the weights stay, and what a strategy holds there besides. On the host it is host memory, counted here all the
+    /// same.
+    Device(Device),
     /// Mapped files: address space, not memory of ours.
     Mapped,
 }
@@ -27,20 +29,34 @@ pub struct Held {
     /// In [`Space::Bookkeeping`].
     pub bookkeeping_bytes: u64,
     /// In [`Space::Device`].
-    pub device_bytes: u64,
+    pub device_bytes: PerDevice,
     /// In [`Space::Mapped`].
     pub mapped_bytes: u64,
 }
 
 impl Held {
-    /// The figure of one space.
-    pub fn of(&mut self, space: Space) -> &mut u64 {
+    /// Counts what is taken.
+    pub fn add(&mut self, space: Space, len_bytes: u64) {
+        self.change(space, |bytes| *bytes += len_bytes);
+    }
+
+    /// Counts what is given back.
+    pub fn subtract(&mut self, space: Space, len_bytes: u64) {
+        self.change(space, |bytes| *bytes -= len_bytes);
+    }
+
+    fn change(&mut self, space: Space, change: impl FnOnce(&mut u64)) {
         match space {
-            Space::Host => &mut self.host_bytes,
-            Space::Staging => &mut self.staging_bytes,
-            Space::Bookkeeping => &mut self.bookkeeping_bytes,
-            Space::Device => &mut self.device_bytes,
-            Space::Mapped => &mut self.mapped_bytes,
+            Space::Host => change(&mut self.host_bytes),
+            Space::Staging => change(&mut self.staging_bytes),
+            Space::Bookkeeping => change(&mut self.bookkeeping_bytes),
+            // There is no device of an ordinal that is too large, so there is nothing of it to count.
+            Space::Device(device) => {
+                if let Some(bytes) = self.device_bytes.get_mut(device) {
+                    change(bytes);
+                }
+            }
+            Space::Mapped => change(&mut self.mapped_bytes),
         }
     }
 }
@@ -48,9 +64,9 @@ impl Held {
 /// The most that was held at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peaks {
-    /// On the device.
-    pub device_bytes: u64,
-    /// On the host, as anonymous memory: staging and bookkeeping included, and the device's if the device is the host.
+    /// On each device.
+    pub device_bytes: PerDevice,
+    /// On the host, as anonymous memory: staging and bookkeeping included, and the weights that stay there.
     pub host_anon_bytes: u64,
     /// As mapped files.
     pub mapped_bytes: u64,
@@ -59,12 +75,11 @@ pub struct Peaks {
 }
 
 impl Peaks {
-    /// Raises the peaks to what is held now. `device_is_host`: the device space is host memory.
-    pub fn raise(&mut self, held: Held, device_is_host: bool) {
-        let device_on_host_bytes = if device_is_host { held.device_bytes } else { 0 };
+    /// Raises the peaks to what is held now.
+    pub fn raise(&mut self, held: Held) {
         let besides_bytes = held.host_bytes + held.staging_bytes + held.bookkeeping_bytes;
-        let anon_bytes = besides_bytes + device_on_host_bytes;
-        self.device_bytes = self.device_bytes.max(held.device_bytes);
+        let anon_bytes = besides_bytes + held.device_bytes.host_bytes;
+        self.device_bytes.raise(&held.device_bytes);
         self.host_anon_bytes = self.host_anon_bytes.max(anon_bytes);
         self.mapped_bytes = self.mapped_bytes.max(held.mapped_bytes);
         self.host_rss_bytes = self.host_rss_bytes.max(anon_bytes + held.mapped_bytes);
@@ -72,21 +87,20 @@ impl Peaks {
 }
 
 /// Counts reservations, and remembers the most since it was made.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ledger {
-    device_is_host: bool,
     state: Mutex<(Held, Peaks)>,
 }
 
 impl Ledger {
-    /// An empty ledger. `device_is_host`: the device space is host memory.
-    pub fn new(device_is_host: bool) -> Arc<Ledger> {
-        Arc::new(Ledger { device_is_host, state: Mutex::default() })
+    /// An empty ledger.
+    pub fn new() -> Arc<Ledger> {
+        Arc::default()
     }
 
     /// Counts `len_bytes` until the reservation is dropped.
     pub fn reserve(self: &Arc<Ledger>, space: Space, len_bytes: u64) -> Reservation {
-        self.change(|held| *held.of(space) += len_bytes);
+        self.change(|held| held.add(space, len_bytes));
         Reservation { ledger: Arc::clone(self), space, len_bytes }
     }
 
@@ -99,7 +113,7 @@ impl Ledger {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state.0);
         let held = state.0;
-        state.1.raise(held, self.device_is_host);
+        state.1.raise(held);
     }
 }
 
@@ -114,7 +128,7 @@ pub struct Reservation {
 impl Reservation {
     /// For memory that belongs to no load, and that nobody counts.
     pub fn uncounted(len_bytes: u64) -> Reservation {
-        Ledger::new(true).reserve(Space::Host, len_bytes)
+        Ledger::new().reserve(Space::Host, len_bytes)
     }
 
     /// How many bytes.
@@ -125,7 +139,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.ledger.change(|held| *held.of(self.space) -= self.len_bytes);
+        self.ledger.change(|held| held.subtract(self.space, self.len_bytes));
     }
 }
 
@@ -135,13 +149,15 @@ mod tests {
 
     #[test]
     fn peaks_stay_and_dropped_reservations_go() {
-        let ledger = Ledger::new(true);
-        let model = ledger.reserve(Space::Device, 100);
+        let ledger = Ledger::new();
+        let model = ledger.reserve(Space::Device(Device::Host), 100);
+        let on_gpu = ledger.reserve(Space::Device(Device::Cuda(1)), 7000);
         drop(ledger.reserve(Space::Staging, 30));
         let (held, peaks) = ledger.get();
-        assert_eq!((held.device_bytes, held.staging_bytes), (100, 0));
-        assert_eq!((peaks.device_bytes, peaks.host_anon_bytes), (100, 130));
-        drop(model);
+        assert_eq!((held.device_bytes.host_bytes, held.staging_bytes), (100, 0));
+        assert_eq!((peaks.device_bytes.host_bytes, peaks.host_anon_bytes), (100, 130));
+        assert_eq!(peaks.device_bytes.get(Device::Cuda(1)), 7000);
+        drop((model, on_gpu));
         assert_eq!(ledger.get().0, Held::default());
     }
 }

@@ -1,17 +1,17 @@
 //! Finds the plan that fits: tries the ways of loading and the sizes of staging, and says what would fit if none does.
 
 use super::{
-    Intent, LoadPlan, Machine, PlanOptions, Strategy,
+    Intent, LoadPlan, Machine, PlanOptions, Strategy, UNKNOWN_GPU_BYTES,
+    generate::{self, Generator},
     items::{Item, items},
     size::bookkeeping_bytes,
-    staging::{MIN_CHUNK_BYTES, Ring, chunk_sizes, fewer},
+    staging::{MIN_CHUNK_BYTES, Ring, chunk_sizes, fewer, upload_sizes},
     steps::{Step, Steps},
-    strategy::{self, Generator},
 };
 use crate::{
     checkpoint::Checkpoint,
-    device::Device,
-    error::{Error, Limit, Result},
+    device::{Device, PerDevice},
+    error::{Error, Fault, Limit, Result},
     io_path::IoPath,
     memory::{Peaks, Space},
     stamp::fingerprint,
@@ -43,8 +43,12 @@ pub(super) fn plan_into_caller_memory(
     options: &PlanOptions,
     machine: &Machine,
 ) -> Result<LoadPlan> {
+    if options.devices() != [Device::Host] {
+        let fault = Fault::new("memory of the host to fill", "a load to a GPU");
+        return Err(fault.hint("fill memory of the host, or load to the GPU into new memory").unsupported());
+    }
     Request::new(checkpoint, options, machine)?
-        .plan_with(Strategy::Stream, strategy::steps_into_caller_memory)
+        .plan_with(Strategy::Stream, generate::steps_into_caller_memory)
 }
 
 struct Request<'a> {
@@ -61,15 +65,20 @@ impl<'a> Request<'a> {
         options: &'a PlanOptions,
         machine: &'a Machine,
     ) -> Result<Request<'a>> {
-        let items = items(checkpoint, &options.casts)?;
+        let items = items(checkpoint, options)?;
         let needed_bytes = items.iter().map(Item::len_bytes).fold(0, u64::saturating_add);
+        let on_gpus = items.iter().filter(|it| it.device != Device::Host);
+        let on_gpus_bytes = on_gpus.map(Item::len_bytes).fold(0, u64::saturating_add);
         let fingerprint = fingerprint(checkpoint.files.iter());
         let machine = Machine { io: paths_of(checkpoint, &machine.io), ..machine.clone() };
         let request = Request { checkpoint, options, machine, items, fingerprint };
-        if needed_bytes > MAX_PLAN_BYTES {
-            let what = options.strategy.map_or("any strategy", Strategy::name);
-            let largest = request.largest();
-            return Err(over(checkpoint, Limit::AddressSpace, what, largest, needed_bytes, MAX_PLAN_BYTES));
+        let max_on_gpus_bytes = options.devices().len() as u64 * UNKNOWN_GPU_BYTES;
+        for (needed_bytes, most_bytes) in [(needed_bytes, MAX_PLAN_BYTES), (on_gpus_bytes, max_on_gpus_bytes)] {
+            if needed_bytes > most_bytes {
+                let what = options.strategy.map_or("any strategy", Strategy::name);
+                let largest = request.largest();
+                return Err(over(checkpoint, Limit::AddressSpace, what, largest, needed_bytes, most_bytes));
+            }
         }
         Ok(request)
     }
@@ -106,7 +115,7 @@ impl<'a> Request<'a> {
     }
 
     fn plan(&self, strategy: Strategy) -> Result<LoadPlan> {
-        self.plan_with(strategy, |generator| strategy::steps(generator, strategy))
+        self.plan_with(strategy, |generator| generate::steps(generator, strategy))
     }
 
     /// The plan with the largest staging that fits the budgets.
@@ -125,6 +134,7 @@ impl<'a> Request<'a> {
                 machine: &self.machine,
                 ring,
                 populates,
+                frees_singly: self.options.frees_singly,
             };
             let plan = self.sized(generate(&generator)?, strategy, ring);
             let fits_budget = plan.overhead_bytes() <= self.options.host_budget_bytes;
@@ -153,25 +163,34 @@ impl<'a> Request<'a> {
     /// Sizes of staging from the fastest to the leanest. They do not depend on the budget, so that the leanest tells the
     /// smallest budget.
     fn rings(&self) -> impl Iterator<Item = Ring> {
+        let is_for_gpus = self.is_for_gpus();
         let is_direct = self.paths().any(|it| it == IoPath::Direct);
         let suggested = self.machine.n_cores.clamp(1, MAX_THREADS);
         let suggested = if is_direct { suggested.max(MIN_DIRECT_THREADS) } else { suggested };
         let n_threads = self.options.n_threads.unwrap_or(suggested).clamp(1, MAX_ASKED_THREADS);
         let places_pages = self.machine.places_pages;
         let is_cached = self.paths().all(IoPath::is_mostly_cached);
-        let wide = chunk_sizes(is_direct).map(move |chunk_bytes| Ring {
+        let ring = move |chunk_bytes, n_in_flight| Ring {
             n_threads,
+            n_in_flight,
             chunk_bytes,
             places_pages,
             is_cached,
-        });
+        };
+        let to_host = chunk_sizes(is_direct).filter(move |_| !is_for_gpus).map(move |it| ring(it, 0));
+        let to_gpus = upload_sizes().filter(move |_| is_for_gpus).map(move |(chunk_bytes, n)| ring(chunk_bytes, n));
         let narrow = fewer(n_threads).map(move |n_threads| Ring {
             n_threads,
+            n_in_flight: usize::from(is_for_gpus),
             chunk_bytes: MIN_CHUNK_BYTES,
             places_pages: false,
             is_cached,
         });
-        wide.chain(narrow)
+        to_host.chain(to_gpus).chain(narrow)
+    }
+
+    fn is_for_gpus(&self) -> bool {
+        self.items.iter().any(|it| it.device != Device::Host)
     }
 
     /// How what holds tensors comes: not an archive whose records are all packed.
@@ -184,7 +203,8 @@ impl<'a> Request<'a> {
     fn may_populate(&self) -> bool {
         let mapped = self.checkpoint.files.iter().filter(|it| it.packed.is_none());
         let mapped_bytes = mapped.map(|it| it.len_bytes).fold(0, u64::saturating_add);
-        self.options.intent == Intent::ReadOnly && mapped_bytes <= self.machine.free_host_bytes
+        let is_kept = self.items.iter().any(|it| it.device == Device::Host);
+        self.options.intent == Intent::ReadOnly && is_kept && mapped_bytes <= self.machine.free_host_bytes
     }
 
     /// Adds up what a plan takes.
@@ -196,33 +216,63 @@ impl<'a> Request<'a> {
             steps,
             n_slots,
             strategy,
-            device: self.options.device,
+            devices: self.devices(),
             n_threads: ring.n_threads,
             io: self.machine.io.clone(),
             fingerprint: self.fingerprint,
             predicted: Peaks::default(),
-            weights_bytes: 0,
+            weights_bytes: PerDevice::default(),
         };
         let mut peaks = Peaks::default();
-        let mut weights_bytes = 0;
+        let mut weights_bytes = PerDevice::default();
         // Held from the first step on, and if there is none.
-        peaks.raise(plan.held_before(), plan.device == Device::Host);
+        peaks.raise(plan.held_before());
         for held in plan.walk() {
-            peaks.raise(held, plan.device == Device::Host);
+            peaks.raise(held);
             weights_bytes = held.device_bytes;
         }
         (plan.predicted, plan.weights_bytes) = (peaks, weights_bytes);
         plan
     }
 
+    /// Where tensors go; the device that was named, if there are none.
+    fn devices(&self) -> Vec<Device> {
+        let mut devices: Vec<Device> = self.items.iter().map(|it| it.device).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        if devices.is_empty() { vec![self.options.device] } else { devices }
+    }
+
     /// Checks what staging cannot change.
     fn check_device(&self, plan: LoadPlan) -> Result<LoadPlan> {
-        let (needed_bytes, budget_bytes) = (plan.predicted.device_bytes, self.options.device_budget_bytes);
-        if needed_bytes <= budget_bytes {
-            return Ok(plan);
+        let over = |device: Device, limit: Limit, needed_bytes: u64, most_bytes: u64| {
+            let what = match plan.devices[..] {
+                [_] => plan.strategy.name().to_owned(),
+                _ => format!("{} to {device}", plan.strategy),
+            };
+            let tensor = self.largest_on(device);
+            Err(over(self.checkpoint, limit, &what, tensor, needed_bytes, most_bytes))
+        };
+        let needed = || plan.predicted.device_bytes.iter();
+        // One budget for each: what the neediest device needs is what does.
+        let budget_bytes = self.options.device_budget_bytes;
+        if let Some((device, needed_bytes)) = needed().max_by_key(|(_, bytes)| *bytes)
+            && needed_bytes > budget_bytes
+        {
+            return over(device, Limit::DeviceBudget, needed_bytes, budget_bytes);
         }
-        let (what, tensor) = (plan.strategy.name(), self.largest());
-        Err(over(self.checkpoint, Limit::DeviceBudget, what, tensor, needed_bytes, budget_bytes))
+        for (device, needed_bytes) in needed().filter(|(device, _)| *device != Device::Host) {
+            let free_bytes = self.machine.free_device_bytes.get(device);
+            if needed_bytes > free_bytes {
+                return over(device, Limit::FreeDeviceMemory, needed_bytes, free_bytes);
+            }
+        }
+        Ok(plan)
+    }
+
+    fn largest_on(&self, device: Device) -> Option<TensorId> {
+        let items = self.items.iter().filter(|it| it.device == device);
+        items.max_by_key(|item| item.len_bytes()).map(|item| item.tensor)
     }
 }
 
@@ -255,7 +305,7 @@ fn cost(plan: &LoadPlan) -> u64 {
         Step::Reserve { len_bytes, space, .. } if *space != Space::Staging => *len_bytes,
         Step::Map { len_bytes, .. } => len_bytes / 32,
         Step::Fill(fills) => fills.iter().map(|it| it.target.len_bytes).sum(),
-        Step::Stream { reads, .. } => reads.iter().map(|it| it.len_bytes).sum(),
+        Step::Stream { reads, .. } | Step::Upload { reads, .. } => reads.iter().map(|it| it.len_bytes).sum(),
         Step::Copy(copy) => 2 * copy.source.len_bytes,
         _ => 0,
     };

@@ -1,9 +1,9 @@
 //! What there is to load: every tensor with data once, with the names that share it.
 
-use super::steps::Change;
+use super::{PlanOptions, steps::Change};
 use crate::{
-    cast::Casts,
     checkpoint::Checkpoint,
+    device::Device,
     dtype::DType,
     error::Result,
     tensor::{Backing, FileId, Layout, Piece, TensorId},
@@ -15,8 +15,10 @@ use std::collections::{HashMap, hash_map::Entry};
 pub(super) struct Item {
     /// The first of its names.
     pub(super) tensor: TensorId,
-    /// The others: exactly tied, same storage and same layout, and cast alike.
+    /// The others: exactly tied, same storage and same layout, cast alike, and for the same device.
     pub(super) tied: Vec<TensorId>,
+    /// Where it will lie.
+    pub(super) device: Device,
     /// As it will lie in memory.
     pub(super) layout: Layout,
 }
@@ -40,22 +42,23 @@ impl Item {
 /// The items of a checkpoint, in its order. Tensors without data (PyTorch's `meta`) are none.
 ///
 /// Fails if a cast names a tensor that cannot be cast.
-pub(super) fn items(checkpoint: &Checkpoint, casts: &Casts) -> Result<Vec<Item>> {
+pub(super) fn items(checkpoint: &Checkpoint, options: &PlanOptions) -> Result<Vec<Item>> {
     let mut items: Vec<Item> = Vec::with_capacity(checkpoint.tensors.len());
-    let mut item_of: HashMap<(TensorId, DType), usize> = HashMap::new();
+    let mut item_of: HashMap<(TensorId, DType, Device), usize> = HashMap::new();
     for ((id, tensor), first) in checkpoint.iter().zip(checkpoint.first_with_same_bytes()) {
         if tensor.backing == Backing::Meta {
             continue;
         }
         let in_file = |error: crate::error::Error| error.in_tensor(&tensor.name).in_file(&checkpoint.path);
-        let dtype = casts.dtype_of(&tensor.name, tensor.layout.dtype()).map_err(in_file)?;
+        let dtype = options.casts.dtype_of(&tensor.name, tensor.layout.dtype()).map_err(in_file)?;
+        let device = options.device_of(&tensor.name);
         // Names that are cast alike stay tied, though the first of all be cast otherwise.
-        match item_of.entry((first, dtype)) {
+        match item_of.entry((first, dtype, device)) {
             Entry::Occupied(item) => items[*item.get()].tied.push(id),
             Entry::Vacant(place) => {
                 place.insert(items.len());
                 let layout = Layout::contiguous(dtype, tensor.layout.shape()).map_err(in_file)?;
-                items.push(Item { tensor: id, tied: Vec::new(), layout });
+                items.push(Item { tensor: id, tied: Vec::new(), device, layout });
             }
         }
     }

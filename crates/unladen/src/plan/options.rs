@@ -3,7 +3,7 @@
 use super::Strategy;
 use crate::{
     cast::Casts,
-    device::Device,
+    device::{Device, DeviceMap, PerDevice},
     error::{Error, Fault},
     io_path::IoPath,
 };
@@ -58,10 +58,15 @@ pub struct PlanOptions {
     pub intent: Intent,
     /// Where the weights will stay.
     pub device: Device,
+    /// Tensors that go elsewhere, by name.
+    pub device_map: DeviceMap,
+    /// Each tensor on a GPU has memory of its own, so that the caller can free it apart from the others: the driver rounds
+    /// each up to 512 bytes or, above 1 MiB, to 2 MiB. Otherwise all of a GPU's tensors share one range.
+    pub frees_singly: bool,
     /// What the load may hold in host memory besides the weights: staging, copies, names and shapes, stacks of threads.
     /// [`u64::MAX`]: whatever it takes.
     pub host_budget_bytes: u64,
-    /// What may be allocated on the device, the weights included. [`u64::MAX`]: what is free.
+    /// What may be allocated on each device, the weights included. [`u64::MAX`]: what is free.
     pub device_budget_bytes: u64,
     /// Threads that read and copy, 256 at most; `None`: what the machine suggests.
     pub n_threads: Option<usize>,
@@ -79,6 +84,8 @@ impl Default for PlanOptions {
             strategy: None,
             intent: Intent::default(),
             device: Device::default(),
+            device_map: DeviceMap::default(),
+            frees_singly: false,
             host_budget_bytes: DEFAULT_HOST_BUDGET_BYTES,
             device_budget_bytes: u64::MAX,
             n_threads: None,
@@ -95,11 +102,27 @@ impl PlanOptions {
         PlanOptions { strategy: Some(strategy), ..PlanOptions::default() }
     }
 
+    /// Where a tensor will stay.
+    pub fn device_of(&self, name: &str) -> Device {
+        self.device_map.device_of(name).unwrap_or(self.device)
+    }
+
+    /// Every device that tensors may go to, once.
+    pub fn devices(&self) -> Vec<Device> {
+        let mut devices: Vec<Device> = self.device_map.devices().chain([self.device]).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        devices
+    }
+
     /// A named strategy that may take whatever it takes: to see what it costs.
     pub fn unlimited(strategy: Strategy) -> PlanOptions {
         PlanOptions { host_budget_bytes: u64::MAX, ..PlanOptions::new(strategy) }
     }
 }
+
+/// More than any GPU has, and not so much that a plan for it were endless.
+pub const UNKNOWN_GPU_BYTES: u64 = 1 << 40;
 
 /// What a plan must know of the machine that it will run on. The plan asks nobody: `load` does, or the caller says it of
 /// a machine that is elsewhere.
@@ -107,6 +130,8 @@ impl PlanOptions {
 pub struct Machine {
     /// Host memory that can be had, page cache included.
     pub free_host_bytes: u64,
+    /// What is free on GPUs; of those that nobody asked, more than any has.
+    pub free_device_bytes: PerDevice,
     /// Processors.
     pub n_cores: usize,
     /// How bytes come from each file, by position.
@@ -120,6 +145,7 @@ impl Machine {
     pub fn plain(n_cores: usize, n_files: usize) -> Machine {
         Machine {
             free_host_bytes: u64::MAX,
+            free_device_bytes: PerDevice::of_each_gpu(UNKNOWN_GPU_BYTES),
             n_cores,
             io: vec![IoPath::Buffered; n_files],
             places_pages: false,

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Bytes between two tensors of a file that are read along rather than skipped: archive headers and padding.
-const MAX_GAP_BYTES: u64 = 4096;
+pub(super) const MAX_GAP_BYTES: u64 = 4096;
 
 /// What is at least this long has pages of its own, of which it wastes at most two.
 const OWN_PAGES_BYTES: u64 = 1 << 20;
@@ -27,7 +27,7 @@ const OWN_PAGES_BYTES: u64 = 1 << 20;
 const SMALL_BYTES: u64 = 32 << 10;
 
 /// What tensors are aligned to where the file does not say: a cache line, and what PyTorch aligns to.
-const ALIGN_BYTES: u64 = 64;
+pub(super) const ALIGN_BYTES: u64 = 64;
 
 /// Bytes as they are, cut anywhere, but by way of a staging buffer.
 const VERBATIM: Change =
@@ -41,11 +41,11 @@ pub(super) struct Place {
 }
 
 /// Items one after the other in one slot, in the checkpoint's order: their places, and the bytes of all.
-pub(super) fn packed(items: &[Item], slot: SlotId) -> (Vec<Place>, u64) {
+pub(super) fn packed(items: &[Item], slot: SlotId, align_bytes: u64) -> (Vec<Place>, u64) {
     let mut end_byte = 0u64;
     let places = items.iter().map(|item| {
         let start_byte = end_byte;
-        end_byte = (end_byte + item.len_bytes()).next_multiple_of(ALIGN_BYTES);
+        end_byte = (end_byte + item.len_bytes()).next_multiple_of(align_bytes);
         Place { slot, start_byte }
     });
     (places.collect(), end_byte)
@@ -177,7 +177,7 @@ fn groups(checkpoint: &Checkpoint, items: &[Item], chunk_bytes: u64) -> Result<(
         let item = &items[index];
         let Some(run) = plain_run(checkpoint, item) else {
             let target = Span { slot: SlotId(0), start_byte: 0, len_bytes: item.len_bytes() };
-            if let Some(read) = gather(checkpoint, item, target)? {
+            if let Some(read) = gather(checkpoint, item, &Window::whole(item.layout.shape()), target)? {
                 let Read { file, start_byte, len_bytes, way, .. } = read;
                 members[index] = (groups.len(), 0);
                 let end_byte = start_byte + len_bytes;
@@ -235,15 +235,19 @@ fn groups(checkpoint: &Checkpoint, items: &[Item], chunk_bytes: u64) -> Result<(
     Ok((groups, members))
 }
 
-/// The read of an item whose elements have to be brought into order.
-fn gather(checkpoint: &Checkpoint, item: &Item, target: Span) -> Result<Option<Read>> {
-    let window = Window::whole(item.layout.shape());
+/// The read of a window of an item whose elements have to be brought into order.
+pub(super) fn gather(
+    checkpoint: &Checkpoint,
+    item: &Item,
+    window: &Window,
+    target: Span,
+) -> Result<Option<Read>> {
     let mut gathers = Vec::new();
     for piece in checkpoint.pieces(item.tensor) {
         let change = item.change(&piece);
         // A cast comes first: the block counts in bytes of the type in memory.
         let layout = piece.layout.with_dtype(change.to)?;
-        let Some(mut block) = Block::within(&layout, piece.at, &window) else { continue };
+        let Some(mut block) = Block::within(&layout, piece.at, window) else { continue };
         let storage = checkpoint.storage_of(&piece);
         let start_byte = storage.start_byte + change.source_bytes(block.source_byte);
         block.source_byte = 0;
@@ -260,7 +264,7 @@ fn gather(checkpoint: &Checkpoint, item: &Item, target: Span) -> Result<Option<R
 }
 
 /// True if the bytes that a read starts with come from a packed record, and no other bytes from elsewhere.
-fn is_in_order(checkpoint: &Checkpoint, file: FileId, way: &Way) -> bool {
+pub(super) fn is_in_order(checkpoint: &Checkpoint, file: FileId, way: &Way) -> bool {
     let is_of_one_file = match way {
         Way::Gather(gathers) => gathers.iter().all(|it| it.file == file),
         Way::Plain | Way::Elements(_) | Way::Parts(_) => true,
@@ -278,7 +282,9 @@ pub(super) fn read_of(
     if target.len_bytes == 0 {
         return Ok(None);
     }
-    let Some(run) = plain_run(checkpoint, item) else { return gather(checkpoint, item, target) };
+    let Some(run) = plain_run(checkpoint, item) else {
+        return gather(checkpoint, item, &Window::whole(item.layout.shape()), target);
+    };
     let path = io.get(run.file.0 as usize).copied().unwrap_or_default();
     let way =
         if run.change.is_nothing() && !path.is_past_cache() { Way::Plain } else { Way::Elements(run.change) };

@@ -15,7 +15,10 @@ const BYTES_PER_TENSOR: u64 = 472;
 pub(super) fn bookkeeping_bytes(checkpoint: &Checkpoint, steps: &[Step], n_threads: usize) -> u64 {
     let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
     let state = names + checkpoint.tensors.len() as u64 * BYTES_PER_TENSOR;
-    let stacks = (n_threads.max(1) as u64 - 1).saturating_mul(STACK_BYTES);
+    // The caller's thread reads along, unless it has a GPU's driver to wait for.
+    let uploads = steps.iter().any(|step| matches!(step, Step::Upload { .. }));
+    let n_stacks = n_threads.max(1) as u64 - u64::from(!uploads);
+    let stacks = n_stacks.saturating_mul(STACK_BYTES);
     // What passed while the checkpoint was opened is free again when the plan is made.
     let tables = checkpoint.metadata_bytes() + checkpoint.packed_list_bytes() + steps_bytes(steps) + state;
     let unpacking = n_unpacking(checkpoint, steps).min(n_threads) as u64 * UNPACKING_BYTES;
@@ -31,12 +34,8 @@ fn n_unpacking(checkpoint: &Checkpoint, steps: &[Step]) -> usize {
         Way::Gather(gathers) => gathers.iter().any(|it| checkpoint.is_packed(it.file)),
         Way::Plain | Way::Elements(_) | Way::Parts(_) => checkpoint.is_packed(read.file),
     };
-    let of_step = |step: &Step| match step {
-        Step::Stream { reads, .. } => {
-            reads.chunk_by(Read::goes_with).filter(|run| run.iter().any(unpacks)).count()
-        }
-        _ => 0,
-    };
+    let of_step =
+        |step: &Step| step.reads().chunk_by(Read::goes_with).filter(|run| run.iter().any(unpacks)).count();
     steps.iter().map(of_step).max().unwrap_or(0)
 }
 
@@ -48,7 +47,7 @@ fn steps_bytes(steps: &[Step]) -> u64 {
         Way::Gather(gathers) => gathers.capacity() * size_of::<Gather>(),
     };
     let of_step = |step: &Step| match step {
-        Step::Stream { reads, .. } => {
+        Step::Stream { reads, .. } | Step::Upload { reads, .. } => {
             reads.capacity() * size_of::<Read>() + reads.iter().map(of_read).sum::<usize>()
         }
         Step::Fill(fills) => fills.capacity() * size_of::<super::Fill>(),

@@ -1,6 +1,6 @@
 //! How much staging some reads need: as much as they will touch, so that what is reserved is what is used.
 
-use super::steps::{Change, Read, Way};
+use super::steps::{Change, Read, Rooms, Way};
 use crate::{
     memory::{PAGE_BYTES, staging_bytes},
     tensor::Side,
@@ -18,10 +18,24 @@ const MAX_CHUNK_BYTES: u64 = 1 << 20;
 /// What it takes at most from a disk, several being in flight.
 const MAX_DIRECT_CHUNK_BYTES: u64 = 4 << 20;
 
+/// What it takes at most on the way to a GPU: the bus is as fast as it gets from 4 MiB a copy on.
+const MAX_UPLOAD_CHUNK_BYTES: u64 = 8 << 20;
+
+/// Buffers that are on their way to a GPU while the threads fill others: the bus is never idle between two of them.
+const MAX_IN_FLIGHT: usize = 4;
+
 /// What a staging buffer may take of a file, from the fastest to the leanest. `is_direct`: from a disk.
 pub fn chunk_sizes(is_direct: bool) -> impl Iterator<Item = u64> {
     let largest = if is_direct { MAX_DIRECT_CHUNK_BYTES } else { MAX_CHUNK_BYTES };
     std::iter::successors(Some(largest), |it| Some(it / 2)).take_while(|it| *it >= MIN_CHUNK_BYTES)
+}
+
+/// What a staging buffer for a GPU may take of a file, with the number of buffers that may be on their way, from the
+/// fastest to the leanest.
+pub(super) fn upload_sizes() -> impl Iterator<Item = (u64, usize)> {
+    let sizes = std::iter::successors(Some(MAX_UPLOAD_CHUNK_BYTES), |it| Some(it / 2));
+    let sizes = sizes.take_while(|it| *it >= MIN_CHUNK_BYTES);
+    sizes.flat_map(|chunk_bytes| [(chunk_bytes, MAX_IN_FLIGHT), (chunk_bytes, 1)])
 }
 
 /// So many threads, then half of them, down to one.
@@ -34,6 +48,8 @@ pub fn fewer(n_threads: usize) -> impl Iterator<Item = usize> {
 pub(super) struct Ring {
     /// Threads, each with a buffer.
     pub(super) n_threads: usize,
+    /// For a GPU there are more buffers: so many can be on their way while the threads fill theirs.
+    pub(super) n_in_flight: usize,
     /// Bytes of a file that a buffer takes.
     pub(super) chunk_bytes: u64,
     /// Pages are put in place, by way of the buffers.
@@ -80,6 +96,42 @@ pub(super) fn room(reads: &[Read], ring: Ring, is_placed: bool) -> Room {
     };
     let buffer_bytes = staging_bytes(chunk_bytes) + cast_bytes.next_multiple_of(PAGE_BYTES);
     Room { chunk_bytes, buffer_bytes, n_buffers }
+}
+
+/// Buffers for reads that go to a GPU.
+pub(super) struct UploadRoom {
+    pub(super) rooms: Rooms,
+    /// What one is as a whole.
+    pub(super) buffer_bytes: u64,
+    pub(super) n_buffers: usize,
+}
+
+/// The buffers for some reads that go to GPUs.
+pub(super) fn upload_room(reads: &[Read], ring: Ring) -> UploadRoom {
+    let used_bytes = |read: &Read| ring.chunk_bytes.min(span_bytes(read));
+    let most = |of: &dyn Fn(&Read) -> u64| reads.iter().map(of).max().unwrap_or(0).next_multiple_of(PAGE_BYTES);
+    let rooms = Rooms {
+        chunk_bytes: most(&used_bytes),
+        cast_bytes: most(&|read| match &read.way {
+            Way::Gather(_) => cast_bytes(read, used_bytes(read), false),
+            Way::Plain | Way::Elements(_) | Way::Parts(_) => 0,
+        }),
+        target_bytes: most(&|read| match &read.way {
+            Way::Plain => 0,
+            Way::Elements(change) if change.from == change.to => 0,
+            // No less than an element, which no cut divides.
+            Way::Elements(change) => change.target_bytes(used_bytes(read).next_multiple_of(PAGE_BYTES)),
+            Way::Parts(_) | Way::Gather(_) => read.target.len_bytes,
+        }),
+    };
+    let n_pieces: u64 = { reads.chunk_by(Read::goes_with) }
+        .map(|run| run.iter().map(|read| n_pieces(read, ring.chunk_bytes)).sum::<u64>())
+        .sum();
+    UploadRoom {
+        rooms,
+        buffer_bytes: staging_bytes(rooms.chunk_bytes) + rooms.cast_bytes + rooms.target_bytes,
+        n_buffers: (ring.n_threads + ring.n_in_flight).min(n_pieces.max(1) as usize),
+    }
 }
 
 /// The most that a read would take at once if there were no limit.

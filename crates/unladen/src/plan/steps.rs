@@ -1,6 +1,6 @@
 //! The vocabulary of plans: what a load can do, and to which bytes.
 
-use super::staging::{PLACED_BYTES, Ring, Room, room};
+use super::staging::{PLACED_BYTES, Ring, Room, UploadRoom, room, upload_room};
 use crate::{
     dtype::{DType, Resolve},
     memory::{PAGE_BYTES, Space},
@@ -123,8 +123,10 @@ pub struct Copy {
     pub source: Span,
     /// Where they go.
     pub target: Span,
-    /// What must be done to the elements.
+    /// What must be done to the elements; nothing on the way to a GPU.
     pub change: Option<Change>,
+    /// A staging buffer that the bytes go by way of: a mapped file is not handed to the driver of a GPU.
+    pub via: Option<SlotId>,
 }
 
 /// A tensor to be given the values of a model that was not loaded.
@@ -143,6 +145,17 @@ pub struct Fresh {
     pub slot: SlotId,
     /// Its pages can be put in place instead of being touched, and there is staging for it.
     pub is_placed: bool,
+}
+
+/// The parts of a staging buffer for a GPU, each as long as its largest use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rooms {
+    /// The most of a file that a buffer takes at a time. The room for it begins the buffer, and has pages to spare.
+    pub chunk_bytes: u64,
+    /// For elements that were cast before they are brought into order.
+    pub cast_bytes: u64,
+    /// For bytes as they will lie on the GPU, where they do not lie so in the file.
+    pub target_bytes: u64,
 }
 
 /// One thing that a load does.
@@ -190,6 +203,15 @@ pub enum Step {
         /// What is read, in file order.
         reads: Vec<Read>,
     },
+    /// Reads, on several threads, into staging buffers, from where a GPU's driver fetches the bytes while others are read.
+    Upload {
+        /// The buffers, pinned while they are used: more than there are threads, for what is being fetched.
+        staging: Vec<SlotId>,
+        /// How each is cut.
+        rooms: Rooms,
+        /// What is read, in file order. Targets are on GPUs.
+        reads: Vec<Read>,
+    },
     /// Brings the pages of a mapping in, so that touching them costs nothing later.
     Populate {
         /// The mapping.
@@ -212,6 +234,16 @@ pub enum Step {
         /// How it lies there.
         layout: Layout,
     },
+}
+
+impl Step {
+    /// What it reads from files.
+    pub fn reads(&self) -> &[Read] {
+        match self {
+            Step::Stream { reads, .. } | Step::Upload { reads, .. } => reads,
+            _ => &[],
+        }
+    }
 }
 
 /// Steps in the making.
@@ -275,6 +307,18 @@ impl Steps {
         let staging: Vec<_> =
             (0..n_buffers).map(|_| self.reserve(Space::Staging, buffer_bytes, "staging", None)).collect();
         self.push(Step::Stream { staging: staging.clone(), chunk_bytes, fresh, reads });
+        staging.into_iter().for_each(|slot| self.release(slot));
+    }
+
+    /// Reads for GPUs, with staging around them.
+    pub(super) fn upload(&mut self, reads: Vec<Read>, ring: Ring) {
+        if reads.is_empty() {
+            return;
+        }
+        let UploadRoom { rooms, buffer_bytes, n_buffers } = upload_room(&reads, ring);
+        let staging: Vec<_> =
+            (0..n_buffers).map(|_| self.reserve(Space::Staging, buffer_bytes, "staging", None)).collect();
+        self.push(Step::Upload { staging: staging.clone(), rooms, reads });
         staging.into_iter().for_each(|slot| self.release(slot));
     }
 

@@ -62,7 +62,7 @@ pub fn digest<'a>(tensors: impl IntoIterator<Item = (&'a str, DType, &'a [u64], 
 /// The [`digest`] of weights in memory. `path` names what they were loaded from, for messages.
 pub fn digest_of(state: &StateDict<'_>, path: &Path, progress: &Progress) -> Result<String> {
     let tensors: Vec<(&str, TensorView<'_>)> = state.iter().collect();
-    let sizes: Vec<u64> = tensors.iter().map(|(_, view)| view.bytes.len() as u64).collect();
+    let sizes: Vec<u64> = tensors.iter().map(|(_, view)| view.bytes.len_bytes()).collect();
     progress.expect(total(&sizes));
     let hashes = on_threads(
         thread::available_parallelism().map_or(2, |it| it.get()).clamp(2, MAX_THREADS),

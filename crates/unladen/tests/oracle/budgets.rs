@@ -52,7 +52,7 @@ fn what_is_needed_works_and_a_byte_less_does_not() {
         let rng = &mut Rng::new(!seed);
         let rules = rules(rng, &case);
         let (options, machine) = circumstances(rng, &case, &rules);
-        for way in Way::all() {
+        for way in Way::all().chain(Way::on_gpus().filter(|_| seed % 3 == 0)) {
             let context = format!("UNLADEN_ORACLE_FIRST={seed}: {way:?}, {options:?}, {machine:?}");
             let host = |bytes| {
                 let options = PlanOptions { host_budget_bytes: bytes, ..options.clone() };

@@ -81,7 +81,7 @@ fn some_ways(seed: u64) {
                 evict(&std::fs::File::open(&it.path).unwrap(), &it.path).unwrap();
             });
         }
-        let ledger = Ledger::new(true);
+        let ledger = Ledger::new();
         let progress = Progress::default();
         let mut memory = caller_memory(&case, &plan);
         let watched = Watched { progress: &progress, ledger: &ledger, after_step: &mut |_| {} };
@@ -181,18 +181,19 @@ fn assert_same(
 
 /// Tensors of an owned state dict are row-major, aligned for their type, and share no byte unless they are tied.
 fn assert_apart(case: &Case, rules: &Rules, way: Way, state: &StateDict<'_>, context: &str) {
-    if way == Way::CallerMemory {
+    if !matches!(way, Way::Strategy(_)) {
         return;
     }
     let is_mapped = way == Way::Strategy(Strategy::Mmap);
     let mut first_of = HashMap::new();
     let mut ranges = Vec::new();
     let tensors: HashMap<_, _> = case.tensors.iter().map(|it| (it.name.as_str(), it)).collect();
-    for (name, view) in state.iter().filter(|(_, view)| !view.bytes.is_empty()) {
-        let start = view.bytes.as_ptr().addr();
+    for (name, view) in state.iter().filter(|(_, view)| view.bytes.len_bytes() > 0) {
+        let bytes = view.host_bytes().unwrap();
+        let start = bytes.as_ptr().addr();
         let tensor = tensors[name];
         assert!(start.is_multiple_of(view.dtype.size_bytes() as usize), "{name} is not aligned, {context}");
-        assert!(is_mapped || view.bytes.len() as u64 == tensor.layout.n_elems() * view.dtype.size_bytes());
+        assert!(is_mapped || bytes.len() as u64 == tensor.layout.n_elems() * view.dtype.size_bytes());
         // Tied: one storage, one layout, and cast alike.
         if let Backing::Storage(storage) = tensor.backing {
             let key = (storage, &tensor.layout, rules.dtype_of(name, tensor.layout.dtype()));
@@ -202,7 +203,7 @@ fn assert_apart(case: &Case, rules: &Rules, way: Way, state: &StateDict<'_>, con
                 continue;
             }
         }
-        ranges.push((start, start + view.bytes.len(), name));
+        ranges.push((start, start + bytes.len(), name));
     }
     ranges.sort_unstable();
     for pair in ranges.windows(2).filter(|_| !is_mapped) {

@@ -3,7 +3,7 @@
 use crate::checkpoint::Case;
 use std::{collections::HashMap, sync::Arc};
 use unladen::{
-    Error, Intent, IoPath, LoadPlan, Machine, OpenCheckpoint, PlanOptions, Progress, Result, StateDict,
+    Device, DeviceMap, Error, Intent, IoPath, LoadPlan, Machine, OpenCheckpoint, PlanOptions, Progress, Result, StateDict,
     Strategy,
     engine::{self, Io, Run},
     memory::{Held, Ledger},
@@ -19,11 +19,28 @@ const INITIAL_VALUE: u8 = 0xA5;
 pub(crate) enum Way {
     Strategy(Strategy),
     CallerMemory,
+    /// To the first GPU, or to two of them with some tensors on the host; each with memory of its own or not.
+    OnGpus(Strategy, Spread, bool),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spread {
+    One,
+    Several,
 }
 
 impl Way {
     pub(crate) fn all() -> impl Iterator<Item = Way> {
         Strategy::all().map(Way::Strategy).chain([Way::CallerMemory])
+    }
+
+    pub(crate) fn on_gpus() -> impl Iterator<Item = Way> {
+        let spread = |strategy| {
+            [Spread::One, Spread::Several]
+                .into_iter()
+                .flat_map(move |it| [false, true].map(|frees_singly| Way::OnGpus(strategy, it, frees_singly)))
+        };
+        Strategy::all().flat_map(spread)
     }
 
     pub(crate) fn plan(
@@ -37,6 +54,16 @@ impl Way {
                 LoadPlan::new(open, &PlanOptions { strategy: Some(strategy), ..options.clone() }, machine)
             }
             Way::CallerMemory => LoadPlan::into_caller_memory(open, options, machine),
+            Way::OnGpus(strategy, spread, frees_singly) => {
+                // Random names end in numbers.
+                let device_map = match spread {
+                    Spread::One => DeviceMap::default(),
+                    Spread::Several => "*1=cuda:1,*3=host,*7=cuda:1,*4=host".parse()?,
+                };
+                let (strategy, device) = (Some(strategy), Device::Cuda(0));
+                let options = PlanOptions { strategy, device, device_map, frees_singly, ..options.clone() };
+                LoadPlan::new(open, &options, machine)
+            }
         }
     }
 }
@@ -93,11 +120,12 @@ pub(crate) fn run<'a>(
         io: Io { path: &open.path, files: open.files(), progress: watched.progress },
         names: &|id| &open.tensor(id).name,
         ledger: Arc::clone(watched.ledger),
+        open_gpu: &unladen::cuda::Context::open,
         initial_values: Some(&|_, bytes| bytes.fill(INITIAL_VALUE)),
         adopt: &mut |id| Ok(memory.remove(&id).expect("each tensor of the plan once")),
         after_step: &mut after_step,
     };
-    let state = engine::run(plan, run)?;
+    let (state, _) = engine::run(plan, run)?;
     assert_eq!(n_steps, predicted.len());
     assert_eq!(watched.ledger.get().1, plan.predicted());
     let (done_bytes, total_bytes) = watched.progress.get();
@@ -113,7 +141,7 @@ pub(crate) fn error_of(
     progress: &Progress,
     after_step: &mut dyn FnMut(usize),
 ) -> Error {
-    let ledger = Ledger::new(true);
+    let ledger = Ledger::new();
     let mut memory = caller_memory(case, plan);
     let error = run(open, plan, &mut memory, Watched { progress, ledger: &ledger, after_step }).unwrap_err();
     assert_eq!(ledger.get().0, Held::default(), "{error}");
@@ -123,12 +151,12 @@ pub(crate) fn error_of(
 
 /// Runs a plan that must load the bytes of [`Case::of_bytes`], and give them back when they are dropped.
 pub(crate) fn assert_loads(case: &Case, open: &OpenCheckpoint, plan: &LoadPlan) {
-    let ledger = Ledger::new(true);
+    let ledger = Ledger::new();
     let progress = Progress::default();
     let mut memory = caller_memory(case, plan);
     let watched = Watched { progress: &progress, ledger: &ledger, after_step: &mut |_| {} };
     let state = run(open, plan, &mut memory, watched).unwrap();
-    assert!(state.get("t").unwrap().bytes == case.bytes[0], "{}", plan.strategy());
+    assert!(state.get("t").unwrap().host_bytes().unwrap() == case.bytes[0], "{}", plan.strategy());
     drop(state);
     assert_eq!(ledger.get().0, Held::default());
 }

@@ -61,7 +61,7 @@ fn table(outcomes: &[Outcome]) {
             out::result(&format!("`{}` failed: {}", outcome.strategy, error.words));
         }
     }
-    if outcomes.iter().any(|it| !it.strategy.is_private() && it.result.is_ok()) {
+    if outcomes.iter().any(|it| it.result.as_ref().is_ok_and(|row| row.is_mapped)) {
         out::result(
             "* views of the mapped file, read when they are touched: no load; its mapped peak includes the forward pass",
         );
@@ -71,10 +71,10 @@ fn table(outcomes: &[Outcome]) {
 fn cells(row: &Row, strategy: Strategy) -> Vec<String> {
     let pair =
         |predicted: u64, measured: u64| format!("{} / {}", human::bytes(predicted), human::bytes(measured));
-    let star = if strategy.is_private() { "" } else { "*" };
-    let speed = match strategy.is_private() {
-        true => format!("{:.2}", row.bytes as f64 / row.load_s / 1e9),
-        false => "-".to_owned(),
+    let star = if row.is_mapped { "*" } else { "" };
+    let speed = match row.is_mapped {
+        false => format!("{:.2}", row.bytes as f64 / row.load_s / 1e9),
+        true => "-".to_owned(),
     };
     vec![
         row.strategy.clone(),
@@ -104,7 +104,7 @@ const TIME_NOISE_S: f64 = 0.05;
 /// against it, because its weights are not the caller's own.
 fn advice(outcomes: &[Outcome], checkpoint: &OpenCheckpoint) -> String {
     let rows = || outcomes.iter().filter_map(|it| Some((it.strategy, it.result.as_ref().ok()?)));
-    let private = || rows().filter(|(strategy, _)| strategy.is_private());
+    let private = || rows().filter(|(_, row)| !row.is_mapped);
     // RSS counts the pages of a mapping too: a copy from a mapped file holds the bytes twice for a while.
     let peak_bytes = |row: &Row| row.host_peak_rss_bytes;
     let Some(least_bytes) = private().map(|(_, row)| peak_bytes(row)).min() else {
@@ -135,7 +135,7 @@ fn advice(outcomes: &[Outcome], checkpoint: &OpenCheckpoint) -> String {
             words += &format!(" (`{slowest}`: {times:.1} times the time, {more:.2} times the peak)");
         }
     }
-    if rows().any(|(strategy, _)| strategy == Strategy::Mmap) {
+    if rows().any(|(_, row)| row.is_mapped) {
         words += "; `mmap` if the weights are only read, on the host, and the file stays as it is";
     }
     words

@@ -1,0 +1,99 @@
+//! Memory of GPUs for plans, copies to and on them, and what the driver says of it.
+
+use super::{Io, Slots, missing};
+use crate::{
+    cuda::{Context, Memory},
+    destination::Arena,
+    device::{Device, PerDevice},
+    error::Result,
+    memory::Reservation,
+    plan::Copy,
+};
+use std::collections::HashMap;
+
+/// Opens a GPU by its ordinal: whoever opened it before the load keeps it open.
+pub type OpenGpu<'r> = &'r dyn Fn(u32) -> Result<Context>;
+
+/// What a run saw of the GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsedGpus {
+    /// By how much the driver's free memory shrank at most, the driver's own rounding and whatever others took meanwhile
+    /// included.
+    pub driver_peak_bytes: PerDevice,
+    /// All staging was pinned. What is not comes as well, only slower.
+    pub is_pinned: bool,
+}
+
+/// What is copied from the host at a time: a cancel waits for no more.
+const COPY_BYTES: usize = 16 << 20;
+
+pub(super) struct Gpus<'r> {
+    open: OpenGpu<'r>,
+    /// With what was free before the first reservation.
+    opened: HashMap<u32, (Context, u64)>,
+    pub(super) used: UsedGpus,
+}
+
+impl<'r> Gpus<'r> {
+    pub(super) fn new(open: OpenGpu<'r>) -> Gpus<'r> {
+        let used = UsedGpus { driver_peak_bytes: PerDevice::default(), is_pinned: true };
+        Gpus { open, opened: HashMap::new(), used }
+    }
+
+    /// Takes memory of a GPU.
+    pub(super) fn reserve(&mut self, ordinal: u32, reservation: Reservation) -> Result<Memory> {
+        if !self.opened.contains_key(&ordinal) {
+            let context = (self.open)(ordinal)?;
+            let free_bytes = context.free_bytes()?;
+            self.opened.insert(ordinal, (context, free_bytes));
+        }
+        let (context, before_bytes) = &self.opened[&ordinal];
+        let memory = Memory::new(context, reservation)?;
+        let taken_bytes = before_bytes.saturating_sub(context.free_bytes()?);
+        if let Some(peak_bytes) = self.used.driver_peak_bytes.get_mut(Device::Cuda(ordinal)) {
+            *peak_bytes = taken_bytes.max(*peak_bytes);
+        }
+        Ok(memory)
+    }
+}
+
+/// Copies to a GPU, from the host or from a GPU. What a mapped file holds goes by way of a staging buffer.
+pub(super) fn copy(copy: &Copy, slots: &mut Slots<'_>, io: Io<'_>) -> Result<()> {
+    let staging = copy.via.map(|slot| slots[slot.0 as usize].take().ok_or_else(|| missing(slot)));
+    let mut staging = staging.transpose()?;
+    let result = copy_with(copy, slots, staging.as_mut(), io);
+    if let (Some(slot), Some(staging)) = (copy.via, staging) {
+        slots[slot.0 as usize] = Some(staging);
+    }
+    result
+}
+
+fn copy_with(copy: &Copy, slots: &Slots<'_>, staging: Option<&mut Arena<'_>>, io: Io<'_>) -> Result<()> {
+    let (from, to) = (copy.source, copy.target);
+    let arena = |slot: crate::plan::SlotId| slots[slot.0 as usize].as_ref().ok_or_else(|| missing(slot));
+    let (source, target) = (arena(from.slot)?, arena(to.slot)?);
+    let Arena::Cuda(target) = target else { return Err(missing(to.slot)) };
+    if let Arena::Cuda(source) = source {
+        target.copy_from(to.start_byte, source, from.start_byte, from.len_bytes)?;
+        io.progress.add(from.len_bytes);
+        return Ok(());
+    }
+    let range = from.start_byte as usize..from.start_byte.saturating_add(from.len_bytes) as usize;
+    let source = source.as_slice().and_then(|it| it.get(range)).ok_or_else(|| missing(from.slot))?;
+    let mut staging = staging.and_then(Arena::as_mut_slice);
+    let piece_bytes = staging.as_ref().map_or(COPY_BYTES, |it| it.len()).max(1);
+    for (piece, start) in source.chunks(piece_bytes).zip((0..).step_by(piece_bytes)) {
+        io.progress.check(io.path)?;
+        let bytes = match &mut staging {
+            Some(staging) => {
+                let staged = &mut staging[..piece.len()];
+                staged.copy_from_slice(piece);
+                staged
+            }
+            None => piece,
+        };
+        target.write(to.start_byte + start as u64, bytes)?;
+        io.progress.add(piece.len() as u64);
+    }
+    Ok(())
+}

@@ -1,0 +1,337 @@
+//! Reads files to GPUs: threads fill staging buffers, this thread hands them to the driver and waits for it.
+//!
+//! A buffer goes round: empty, filled with a piece of a file, on its way to a GPU, empty. Reading and copying overlap as
+//! long as there are buffers in every state.
+
+use super::{
+    Io, Slots, missing,
+    ring::{Next, Ring},
+    split::for_each,
+    touch::Chooser,
+    worker::{Common, Files, Read as FileRead, Staging, convert, fill, too_small},
+};
+use crate::{
+    cuda::{self, Context, InFlight, Memory, SlotCopy},
+    destination::Arena,
+    error::Result,
+    io_path::IoPath,
+    memory::{PAGE_BYTES, staging_bytes},
+    plan::{Read, Rooms, SlotId, Span, Way},
+    tensor::FileId,
+};
+use smallvec::SmallVec;
+use std::{collections::VecDeque, ops::Range, thread};
+
+/// Elements are cut in multiples of so many, whose bytes are whole pages whatever their size.
+const CUT_ELEMS: u64 = PAGE_BYTES;
+
+/// A `Step::Upload`.
+pub(super) struct Upload<'p> {
+    pub(super) staging: &'p [SlotId],
+    pub(super) rooms: Rooms,
+    pub(super) reads: &'p [Read],
+    /// By file.
+    pub(super) paths: &'p [IoPath],
+    pub(super) n_threads: usize,
+}
+
+/// A staging buffer that was filled: what of it goes where.
+struct Full {
+    slot: cuda::Slot,
+    /// Of the buffer.
+    range: Range<usize>,
+    target: Span,
+}
+
+impl Upload<'_> {
+    /// Returns true if all staging was pinned: without that it comes as well, only slower.
+    pub(super) fn run(&self, slots: &mut Slots<'_>, io: Io<'_>) -> Result<bool> {
+        let contexts = self.contexts(slots)?;
+        let mut empty = Vec::with_capacity(self.staging.len());
+        for &slot in self.staging {
+            match slots[slot.0 as usize].take().ok_or_else(|| missing(slot))? {
+                Arena::Owned(buffer) => empty.push(cuda::Slot::new(buffer, &contexts)?),
+                _ => return Err(missing(slot)),
+            }
+        }
+        let is_pinned = empty.iter().all(cuda::Slot::is_pinned);
+        let empty = self.run_with(empty, &contexts, slots, io)?;
+        for (&slot, buffer) in self.staging.iter().zip(empty) {
+            slots[slot.0 as usize] = Some(Arena::Owned(buffer.into_buffer()?));
+        }
+        Ok(is_pinned)
+    }
+
+    /// Of every GPU that something is read to, once.
+    fn contexts(&self, slots: &Slots<'_>) -> Result<Vec<Context>> {
+        let mut contexts: Vec<Context> = Vec::new();
+        for read in self.reads {
+            let context = memory(slots, read.target.slot)?.context();
+            if contexts.iter().all(|it| it.ordinal() != context.ordinal()) {
+                contexts.push(context.clone());
+            }
+        }
+        Ok(contexts)
+    }
+
+    fn run_with(
+        &self,
+        empty: Vec<cuda::Slot>,
+        contexts: &[Context],
+        slots: &Slots<'_>,
+        io: Io<'_>,
+    ) -> Result<Vec<cuda::Slot>> {
+        let upload = |context: &Context| Ok((context.ordinal(), cuda::Upload::new(context)?));
+        let uploads = contexts.iter().map(upload).collect::<Result<Vec<_>>>()?;
+        let ring: Ring<cuda::Slot, Full> = Ring::new(empty);
+        let (filled, emptied) = thread::scope(|scope| {
+            let filling = thread::Builder::new().stack_size(crate::memory::STACK_BYTES as usize);
+            let filling = filling.spawn_scoped(scope, || {
+                let filled = self.fill_all(&ring, io);
+                match &filled {
+                    Ok(()) => ring.end(),
+                    Err(_) => ring.stop(),
+                }
+                filled
+            });
+            match filling {
+                Ok(filling) => {
+                    let emptied = self.empty_all(&ring, &uploads, slots);
+                    if emptied.is_err() {
+                        ring.stop();
+                    }
+                    let filled = filling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                    (filled, emptied)
+                }
+                Err(source) => (Err(crate::Error::io(io.path, "start a thread", source)), Ok(())),
+            }
+        });
+        filled?;
+        emptied?;
+        Ok(ring.into_empty())
+    }
+
+    /// Fills buffers with every piece of every read, on several threads.
+    fn fill_all(&self, ring: &Ring<cuda::Slot, Full>, io: Io<'_>) -> Result<()> {
+        let chooser = Chooser::default();
+        let chunk_bytes = self.rooms.chunk_bytes;
+        let common = Common { paths: self.paths, chunk_bytes, chooser: &chooser, io };
+        let jobs = Cutter { upload: self, reads: self.reads, current: None };
+        let fillers = (0..self.n_threads.max(1)).map(|_| Files::default()).collect();
+        for_each(jobs.map(Ok), fillers, io, |files, job| {
+            for cut in job {
+                let mut left = Some(cut);
+                while let Some(cut) = left.take() {
+                    io.progress.check(io.path)?;
+                    // Something else failed, and says so.
+                    let Some(slot) = ring.take_empty() else { return Ok(()) };
+                    let (piece, rest) = self.cut(cut);
+                    let full = self.stage(files, &piece, slot, &common).inspect_err(|_| ring.stop())?;
+                    ring.give_full(full);
+                    left = rest.filter(|_| piece.is_in_order);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Hands what was filled to the driver, and gives buffers back that it has fetched.
+    fn empty_all(
+        &self,
+        ring: &Ring<cuda::Slot, Full>,
+        uploads: &[(u32, cuda::Upload)],
+        slots: &Slots<'_>,
+    ) -> Result<()> {
+        let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(self.staging.len());
+        loop {
+            while in_flight.front().map(InFlight::is_done).transpose()?.unwrap_or(false) {
+                give_back(&mut in_flight, ring)?;
+            }
+            match ring.take_full(in_flight.is_empty()) {
+                Next::Full(Full { slot, range, target }) => {
+                    let memory = memory(slots, target.slot)?;
+                    let upload = uploads.iter().find(|(ordinal, _)| *ordinal == memory.ordinal());
+                    let copy = SlotCopy {
+                        slot_byte: range.start as u64,
+                        len_bytes: range.len() as u64,
+                        target: memory,
+                        target_byte: target.start_byte,
+                    };
+                    let (_, upload) = upload.ok_or_else(|| missing(target.slot))?;
+                    in_flight.push_back(upload.submit(slot, &[copy])?);
+                }
+                Next::Later => give_back(&mut in_flight, ring)?,
+                Next::Ended => break,
+            }
+        }
+        while !in_flight.is_empty() {
+            give_back(&mut in_flight, ring)?;
+        }
+        Ok(())
+    }
+
+    /// Brings a piece into a buffer, as it shall lie on the GPU.
+    fn stage(
+        &self,
+        files: &mut Files,
+        piece: &Piece<'_>,
+        mut slot: cuda::Slot,
+        common: &Common<'_>,
+    ) -> Result<Full> {
+        let Piece { file, start_byte, len_bytes, target, way, .. } = *piece;
+        let source_room = staging_bytes(self.rooms.chunk_bytes) as usize;
+        let cast_room = self.rooms.cast_bytes as usize;
+        let buffer = slot.as_mut_slice();
+        let (source, rest) = buffer.split_at_mut_checked(source_room).ok_or_else(too_small)?;
+        let (cast, room) = rest.split_at_mut_checked(cast_room).ok_or_else(too_small)?;
+        let read = FileRead {
+            file: files.open(file, start_byte, common)?,
+            path: common.path(file),
+            start_byte,
+            len_bytes,
+        };
+        let from_source = {
+            let lead_bytes = read.lead_bytes() as usize;
+            lead_bytes..lead_bytes + len_bytes as usize
+        };
+        let from_room = {
+            let start = source_room + cast_room;
+            start..start + target.len_bytes as usize
+        };
+        let mut laid_out = || room.get_mut(..target.len_bytes as usize).ok_or_else(too_small);
+        let range = match way {
+            Way::Plain => {
+                fill(source, &read)?;
+                from_source
+            }
+            Way::Elements(change) => {
+                let bytes = fill(source, &read)?;
+                change.resolve.apply(change.from, bytes);
+                match change.from == change.to {
+                    true => from_source,
+                    false => {
+                        convert(change, bytes, laid_out()?);
+                        from_room
+                    }
+                }
+            }
+            Way::Parts(parts) => {
+                let room = laid_out()?;
+                // Between the tensors too, lest what was here before goes to the GPU.
+                room.fill(0);
+                Staging { source, cast }.parts(&read, parts, room)?;
+                from_room
+            }
+            Way::Gather(gathers) => {
+                Staging { source, cast }.gathers(files, gathers, laid_out()?, common)?;
+                return Ok(Full { slot, range: from_room, target });
+            }
+        };
+        common.io.progress.add(len_bytes);
+        read.file.check_unchanged()?;
+        Ok(Full { slot, range, target })
+    }
+
+    /// The next piece of a read, and what is left of it.
+    fn cut<'p>(&self, cut: Cut<'p>) -> (Piece<'p>, Option<Cut<'p>>) {
+        let Cut { read, done_bytes, target } = cut;
+        let left_bytes = read.len_bytes - done_bytes;
+        let start_byte = read.start_byte + done_bytes;
+        let chunk_bytes = self.rooms.chunk_bytes.max(1);
+        let (len_bytes, target_bytes) = match &read.way {
+            Way::Plain => {
+                // Behind the first piece, each begins a page of the file.
+                let to_boundary = (start_byte + 1).next_multiple_of(chunk_bytes) - start_byte;
+                (to_boundary, to_boundary)
+            }
+            Way::Elements(change) => {
+                let n_elems = (chunk_bytes / change.from.size_bytes()).max(1);
+                let n_elems = if n_elems > CUT_ELEMS { n_elems / CUT_ELEMS * CUT_ELEMS } else { n_elems };
+                (n_elems * change.from.size_bytes(), n_elems * change.to.size_bytes())
+            }
+            Way::Parts(_) | Way::Gather(_) => (left_bytes, target.len_bytes),
+        };
+        let is_all = len_bytes >= left_bytes;
+        let (len_bytes, target_bytes) =
+            if is_all { (left_bytes, target.len_bytes) } else { (len_bytes, target_bytes.min(target.len_bytes)) };
+        let mine = Span { len_bytes: target_bytes, ..target };
+        let rest = (!is_all).then(|| {
+            let start_byte = target.start_byte + target_bytes;
+            let target = Span { start_byte, len_bytes: target.len_bytes - target_bytes, ..target };
+            Cut { read, done_bytes: done_bytes + len_bytes, target }
+        });
+        let Read { file, ref way, is_in_order, .. } = *read;
+        (Piece { file, start_byte, len_bytes, target: mine, way, is_in_order }, rest)
+    }
+}
+
+fn memory<'s>(slots: &'s Slots<'_>, slot: SlotId) -> Result<&'s Memory> {
+    match slots.get(slot.0 as usize).and_then(Option::as_ref) {
+        Some(Arena::Cuda(memory)) => Ok(memory),
+        _ => Err(missing(slot)),
+    }
+}
+
+/// Waits for the copy that was handed over first.
+fn give_back(in_flight: &mut VecDeque<InFlight>, ring: &Ring<cuda::Slot, Full>) -> Result<()> {
+    if let Some(first) = in_flight.pop_front() {
+        ring.give_empty(first.wait()?);
+    }
+    Ok(())
+}
+
+/// What a thread brings into one buffer.
+struct Piece<'p> {
+    file: FileId,
+    /// Of the file.
+    start_byte: u64,
+    len_bytes: u64,
+    target: Span,
+    way: &'p Way,
+    is_in_order: bool,
+}
+
+/// A read of which the first bytes are taken: how many, and what is left of its target.
+#[derive(Clone, Copy)]
+struct Cut<'p> {
+    read: &'p Read,
+    done_bytes: u64,
+    target: Span,
+}
+
+/// Cuts reads into pieces while they are taken: one at a time, or all reads of a packed record, of which nothing can be had
+/// but one piece after the other.
+struct Cutter<'p> {
+    upload: &'p Upload<'p>,
+    reads: &'p [Read],
+    /// A read that is not taken to its end.
+    current: Option<Cut<'p>>,
+}
+
+impl<'p> Iterator for Cutter<'p> {
+    type Item = SmallVec<[Cut<'p>; 1]>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let cut = match self.current.take() {
+            Some(cut) => cut,
+            None => self.begin()?,
+        };
+        if !cut.read.is_in_order {
+            self.current = self.upload.cut(cut).1;
+            return Some(SmallVec::from_buf([cut]));
+        }
+        let mut cuts = SmallVec::from_buf([cut]);
+        while self.reads.first().is_some_and(|next| cut.read.goes_with(next)) {
+            cuts.extend(self.begin());
+        }
+        Some(cuts)
+    }
+}
+
+impl<'p> Cutter<'p> {
+    fn begin(&mut self) -> Option<Cut<'p>> {
+        let (read, rest) = self.reads.split_first()?;
+        self.reads = rest;
+        Some(Cut { read, done_bytes: 0, target: read.target })
+    }
+}
