@@ -20,6 +20,7 @@ compile_error!("unladen is for 64-bit little-endian Linux");
 pub mod cast;
 pub mod checkpoint;
 pub mod contents;
+pub mod cuda;
 pub mod destination;
 pub mod device;
 pub mod dtype;
