@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Load(LoadArgs),
     /// Save a checkpoint in another format, streaming.
     Convert(ConvertArgs),
+    /// List the devices that weights can go to: the host and each GPU, and what is free there.
+    Devices(DevicesArgs),
     /// Read everything and say whether it is whole, as a manifest says, or the same as in another checkpoint.
     Verify(VerifyArgs),
     /// GPT-2: the proof that the weights work.
@@ -299,6 +301,13 @@ pub(crate) struct ConvertArgs {
     /// Replace OUT if it is there.
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct DevicesArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(ClapArgs)]

@@ -271,11 +271,71 @@ impl Error {
             Error::OverBudget { .. } => {
                 "free some memory, cast to a smaller type (--dtype bf16), or let the file's own pages do (--intent read-only)"
             }
-            Error::Device { .. } => "use --device host",
+            Error::Device { message, .. } => device_hint(message),
             Error::Panicked { .. } => {
                 "everything was given back, and another load can be tried; unless the panic came from code of yours, please report it"
             }
             Error::Cancelled { .. } => "what the work had taken was given back",
+        }
+    }
+}
+
+/// What to try when a device fails, by words that the message has: the driver's own names of errors, and ours.
+const DEVICE_HINTS: &[(&str, &str)] = &[
+    ("built without CUDA", "build it with the feature `cuda`, or use --device host"),
+    (
+        "no NVIDIA driver",
+        "install the NVIDIA driver and check `nvidia-smi` (a container is given GPUs by `--gpus all`), or use --device host",
+    ),
+    ("driver is too old", "install a newer NVIDIA driver, or use --device host"),
+    ("no such GPU", "`unladen devices` lists those that there are; CUDA_VISIBLE_DEVICES hides the others"),
+    ("CUDA_ERROR_NO_DEVICE", "check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use --device host"),
+    (
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "end what else uses the GPU (`nvidia-smi` shows it), allow less (--device-budget), or cast to a smaller type (--dtype bf16)",
+    ),
+    (
+        "CUDA_ERROR_DEVICE_UNAVAILABLE",
+        "another process has the GPU for itself, or its mode lets nobody in: `nvidia-smi` shows both",
+    ),
+    (
+        "CUDA_ERROR_NOT_INITIALIZED",
+        "a process that was forked after it used the GPU cannot use it: start it afresh (in Python, by `spawn`)",
+    ),
+    (
+        "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+        "the driver was updated while its old part was running: reboot, or use --device host",
+    ),
+    ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "install a newer NVIDIA driver, or use --device host"),
+    (
+        "CUDA_ERROR",
+        "start again: a GPU that failed serves a process no more; if it fails again, check `nvidia-smi` and `dmesg`",
+    ),
+];
+
+/// The hint of the first that fits.
+fn device_hint(message: &str) -> &'static str {
+    let found = DEVICE_HINTS.iter().find(|(words, _)| message.contains(words));
+    found.map_or("use --device host", |(_, hint)| hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_driver_says_gets_the_hint_of_its_error() {
+        let hint = |message: &str| {
+            let error = Error::Device { device: "cuda:0".to_owned(), message: message.to_owned() };
+            error.hint().to_owned()
+        };
+        let full = "cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY (out of memory) for 9 bytes, 8 of 10 bytes are free";
+        assert!(hint(full).contains("--device-budget"));
+        assert!(hint("cuCtxSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (an illegal...)").contains("start again"));
+        assert_eq!(hint("this build loads to `host` only"), "use --device host");
+        // None is hidden behind one that comes first.
+        for (words, expected) in DEVICE_HINTS {
+            assert_eq!(hint(words), *expected, "{words}");
         }
     }
 }
