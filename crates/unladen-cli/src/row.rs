@@ -71,8 +71,7 @@ pub(crate) fn device_rows(plan: &LoadPlan, loaded: &Loaded<'_>) -> Vec<DeviceRow
         weights_bytes: plan.weights_by_device().get(*device),
         predicted_peak_bytes: plan.predicted().device_bytes.get(*device),
         peak_bytes: loaded.peaks.device_bytes.get(*device),
-        driver_peak_bytes: (*device != Device::Host)
-            .then(|| loaded.gpus.driver_peak_bytes.get(*device)),
+        driver_peak_bytes: (*device != Device::Host).then(|| loaded.gpus.driver_peak_bytes.get(*device)),
     };
     plan.devices().iter().map(row).collect()
 }

@@ -187,7 +187,8 @@ impl<'a> Finder<'a, '_> {
 /// Sees a tensor of two dimensions as a matrix. Any strides will do.
 fn matrix<'a>(view: &TensorView<'a>) -> Result<Matrix<'a>> {
     let wrong = || {
-        let found = format!("shape {:?}, stride {:?}, {} bytes", view.shape, view.stride, view.bytes.len_bytes());
+        let found =
+            format!("shape {:?}, stride {:?}, {} bytes", view.shape, view.stride, view.bytes.len_bytes());
         Fault::new("a matrix in memory", found).mismatch()
     };
     let size = |dims: &[u64]| -> Option<[usize; 2]> {

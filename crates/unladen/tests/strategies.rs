@@ -220,7 +220,7 @@ fn tied_tensors_share_their_bytes() {
     let case = case(4096, vec![storage(64, 400, false)], vec![tensor("a"), tensor("b")], Vec::new());
     for strategy in Strategy::all() {
         let loaded = case.open.load(strategy).unwrap();
-        let at = |name| loaded.state.get(name).unwrap().bytes.as_ptr();
+        let at = |name| loaded.state.get(name).unwrap().host_bytes().unwrap().as_ptr();
         assert_eq!(at("a"), at("b"), "{strategy}");
     }
 }
@@ -389,8 +389,10 @@ fn many_small_files_load_whole_and_a_change_in_any_of_them_is_noticed() {
     let open = OpenCheckpoint::new(checkpoint, files);
     for strategy in Strategy::all() {
         let loaded = open.load(strategy).unwrap();
-        let is_right =
-            loaded.state.iter().all(|(name, view)| view.host_bytes().unwrap() == [name.parse::<u32>().unwrap() as u8; 64]);
+        let is_right = loaded
+            .state
+            .iter()
+            .all(|(name, view)| view.host_bytes().unwrap() == [name.parse::<u32>().unwrap() as u8; 64]);
         assert!(loaded.state.len() == 300 && is_right, "{strategy}");
         assert_eq!(loaded.peaks, open.plan(&PlanOptions::unlimited(strategy)).unwrap().predicted());
     }

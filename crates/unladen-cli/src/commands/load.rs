@@ -16,8 +16,7 @@ use std::{
     time::Instant,
 };
 use unladen::{
-    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, Result, RunOptions, StateDict, TensorBuffer,
-    memory,
+    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, Result, RunOptions, StateDict, TensorBuffer, memory,
     memory::{Measured, Method},
     tensor::Layout,
     verify,

@@ -4,9 +4,9 @@
 
 #[cfg(all(loom, test))]
 use loom::sync::{Condvar, Mutex, MutexGuard};
-use std::{collections::VecDeque, sync::PoisonError};
 #[cfg(not(all(loom, test)))]
 use std::sync::{Condvar, Mutex, MutexGuard};
+use std::{collections::VecDeque, sync::PoisonError};
 
 /// Empty buffers `E` and full ones `F`.
 pub(super) struct Ring<E, F> {

@@ -198,7 +198,7 @@ impl Upload<'_> {
             let start = source_room + cast_room;
             start..start + target.len_bytes as usize
         };
-        let mut laid_out = || room.get_mut(..target.len_bytes as usize).ok_or_else(too_small);
+        let laid_out = room.get_mut(..target.len_bytes as usize).ok_or_else(too_small);
         let range = match way {
             Way::Plain => {
                 fill(source, &read)?;
@@ -210,20 +210,20 @@ impl Upload<'_> {
                 match change.from == change.to {
                     true => from_source,
                     false => {
-                        convert(change, bytes, laid_out()?);
+                        convert(change, bytes, laid_out?);
                         from_room
                     }
                 }
             }
             Way::Parts(parts) => {
-                let room = laid_out()?;
+                let room = laid_out?;
                 // Between the tensors too, lest what was here before goes to the GPU.
                 room.fill(0);
                 Staging { source, cast }.parts(&read, parts, room)?;
                 from_room
             }
             Way::Gather(gathers) => {
-                Staging { source, cast }.gathers(files, gathers, laid_out()?, common)?;
+                Staging { source, cast }.gathers(files, gathers, laid_out?, common)?;
                 return Ok(Full { slot, range: from_room, target });
             }
         };
@@ -252,8 +252,11 @@ impl Upload<'_> {
             Way::Parts(_) | Way::Gather(_) => (left_bytes, target.len_bytes),
         };
         let is_all = len_bytes >= left_bytes;
-        let (len_bytes, target_bytes) =
-            if is_all { (left_bytes, target.len_bytes) } else { (len_bytes, target_bytes.min(target.len_bytes)) };
+        let (len_bytes, target_bytes) = if is_all {
+            (left_bytes, target.len_bytes)
+        } else {
+            (len_bytes, target_bytes.min(target.len_bytes))
+        };
         let mine = Span { len_bytes: target_bytes, ..target };
         let rest = (!is_all).then(|| {
             let start_byte = target.start_byte + target_bytes;

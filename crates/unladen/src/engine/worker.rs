@@ -54,7 +54,12 @@ impl State for Files {
 
 impl Files {
     /// A file that is to be read from some byte on, kept until another is asked for.
-    pub(super) fn open(&mut self, file: FileId, at_byte: u64, common: &Common<'_>) -> Result<Arc<dyn ReadAt>> {
+    pub(super) fn open(
+        &mut self,
+        file: FileId,
+        at_byte: u64,
+        common: &Common<'_>,
+    ) -> Result<Arc<dyn ReadAt>> {
         self.reading = Some((file, at_byte));
         if let Some((open, source)) = &self.open
             && *open == file

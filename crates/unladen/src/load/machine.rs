@@ -43,10 +43,11 @@ fn free_device_bytes(options: &PlanOptions, gpus: &Gpus) -> PerDevice {
 /// than mapping them does.
 pub(super) fn may_place(options: &PlanOptions) -> bool {
     let stays = options.devices().contains(&Device::Host);
-    stays && match options.strategy {
-        Some(strategy) => strategy.is_private(),
-        None => options.intent == Intent::Private,
-    }
+    stays
+        && match options.strategy {
+            Some(strategy) => strategy.is_private(),
+            None => options.intent == Intent::Private,
+        }
 }
 
 /// How bytes come from each file: as the caller says, else as the page cache suggests.

@@ -73,7 +73,8 @@ impl<'a> Request<'a> {
         let machine = Machine { io: paths_of(checkpoint, &machine.io), ..machine.clone() };
         let request = Request { checkpoint, options, machine, items, fingerprint };
         let max_on_gpus_bytes = options.devices().len() as u64 * UNKNOWN_GPU_BYTES;
-        for (needed_bytes, most_bytes) in [(needed_bytes, MAX_PLAN_BYTES), (on_gpus_bytes, max_on_gpus_bytes)] {
+        for (needed_bytes, most_bytes) in [(needed_bytes, MAX_PLAN_BYTES), (on_gpus_bytes, max_on_gpus_bytes)]
+        {
             if needed_bytes > most_bytes {
                 let what = options.strategy.map_or("any strategy", Strategy::name);
                 let largest = request.largest();
@@ -178,7 +179,8 @@ impl<'a> Request<'a> {
             is_cached,
         };
         let to_host = chunk_sizes(is_direct).filter(move |_| !is_for_gpus).map(move |it| ring(it, 0));
-        let to_gpus = upload_sizes().filter(move |_| is_for_gpus).map(move |(chunk_bytes, n)| ring(chunk_bytes, n));
+        let to_gpus =
+            upload_sizes().filter(move |_| is_for_gpus).map(move |(chunk_bytes, n)| ring(chunk_bytes, n));
         let narrow = fewer(n_threads).map(move |n_threads| Ring {
             n_threads,
             n_in_flight: usize::from(is_for_gpus),

@@ -171,7 +171,9 @@ impl Generator<'_> {
             });
             let Some(run) = run else {
                 match is_gpu {
-                    true => reads.extend(on_gpu::reads_of(self.checkpoint, item, target, self.ring.chunk_bytes)?),
+                    true => {
+                        reads.extend(on_gpu::reads_of(self.checkpoint, item, target, self.ring.chunk_bytes)?)
+                    }
                     false => reads.extend(read_of(self.checkpoint, item, &self.machine.io, target)?),
                 }
                 continue;
@@ -251,7 +253,9 @@ impl Generator<'_> {
         let (places, len_bytes) = packed(items, slot, align_bytes);
         let fill = |places: &[Place]| {
             let fills = items.iter().zip(places);
-            Step::Fill(fills.map(|(item, place)| Fill { tensor: item.tensor, target: span(item, *place) }).collect())
+            Step::Fill(
+                fills.map(|(item, place)| Fill { tensor: item.tensor, target: span(item, *place) }).collect(),
+            )
         };
         if is_random && is_gpu {
             // A model is made on the host, and moved.

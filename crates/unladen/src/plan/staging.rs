@@ -109,7 +109,8 @@ pub(super) struct UploadRoom {
 /// The buffers for some reads that go to GPUs.
 pub(super) fn upload_room(reads: &[Read], ring: Ring) -> UploadRoom {
     let used_bytes = |read: &Read| ring.chunk_bytes.min(span_bytes(read));
-    let most = |of: &dyn Fn(&Read) -> u64| reads.iter().map(of).max().unwrap_or(0).next_multiple_of(PAGE_BYTES);
+    let most =
+        |of: &dyn Fn(&Read) -> u64| reads.iter().map(of).max().unwrap_or(0).next_multiple_of(PAGE_BYTES);
     let rooms = Rooms {
         chunk_bytes: most(&used_bytes),
         cast_bytes: most(&|read| match &read.way {

@@ -3,8 +3,8 @@
 use crate::checkpoint::Case;
 use std::{collections::HashMap, sync::Arc};
 use unladen::{
-    Device, DeviceMap, Error, Intent, IoPath, LoadPlan, Machine, OpenCheckpoint, PlanOptions, Progress, Result, StateDict,
-    Strategy,
+    Device, DeviceMap, Error, Intent, IoPath, LoadPlan, Machine, OpenCheckpoint, PlanOptions, Progress,
+    Result, StateDict, Strategy,
     engine::{self, Io, Run},
     memory::{Held, Ledger},
     plan::Step,

@@ -44,7 +44,7 @@ fn table(outcomes: &[Outcome]) {
         .set_header(HEADER.iter().copied());
     for outcome in outcomes {
         match &outcome.result {
-            Ok(row) => table.add_row(cells(row, outcome.strategy)),
+            Ok(row) => table.add_row(cells(row)),
             Err(_) => table.add_row([outcome.strategy.name(), "failed", "-", "-", "-", "-", "-", "-", "-"]),
         };
     }
@@ -68,7 +68,7 @@ fn table(outcomes: &[Outcome]) {
     }
 }
 
-fn cells(row: &Row, strategy: Strategy) -> Vec<String> {
+fn cells(row: &Row) -> Vec<String> {
     let pair =
         |predicted: u64, measured: u64| format!("{} / {}", human::bytes(predicted), human::bytes(measured));
     let star = if row.is_mapped { "*" } else { "" };
