@@ -71,6 +71,11 @@ impl Fake {
         fs::rename(part, &self.control).unwrap();
     }
 
+    /// True once the driver was called.
+    pub(crate) fn has_report(&self) -> bool {
+        self.report.exists()
+    }
+
     /// What the driver says of itself.
     pub(crate) fn report(&self) -> Report {
         Report(serde_json::from_slice(&fs::read(&self.report).unwrap()).unwrap())

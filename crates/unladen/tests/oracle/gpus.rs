@@ -1,0 +1,311 @@
+//! Loads to GPUs, over the driver of `tests/fake_cuda`: the oracle's bytes by every way, what the driver counted, and whatever
+//! can fail failing.
+
+use crate::{
+    checkpoint::Case,
+    fake_driver::{Fake, Report, is_second, run_again},
+    run::{self, Spread, Watched, Way},
+    seeds, some_ways,
+};
+use std::{collections::BTreeMap, env, process::Command, str::FromStr as _, sync::Arc};
+use unladen::{
+    Casts, DType, Device, Error, LoadPlan, Machine, OpenCheckpoint, PlanOptions, Progress, RunOptions,
+    Strategy,
+    memory::{Held, Ledger},
+    tensor::Layout,
+};
+
+#[test]
+fn random_checkpoints_load_to_gpus_with_the_oracles_bytes() {
+    let name = "gpus::random_checkpoints_load_to_gpus_with_the_oracles_bytes";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    for seed in seeds(120) {
+        // Now and then copies take their time, and what is late comes late.
+        fake.tell(if seed % 4 == 0 { "delay_us 300" } else { "" });
+        some_ways(seed, Way::on_gpus());
+    }
+}
+
+/// Something of every kind: large and small tensors, cast, turned, tied, swapped; some for each device.
+fn everything() -> Case {
+    let mut case = Case::of_files(vec![(0..6_000_000u32).map(|it| (it % 251) as u8).collect()]);
+    case.add_storage(0, 64, 3_000_000, false);
+    case.add_storage(0, 3_000_064, 2_000_000, true);
+    case.add_storage(0, 5_000_064, 900_000, false);
+    let whole = Layout::contiguous(DType::F32, &[750_000]).unwrap();
+    case.add_tensor("plain.0", whole.clone(), 0);
+    case.add_tensor("tied.2", whole, 0);
+    case.add_tensor("plain.1", Layout::contiguous(DType::F16, &[1_000_000]).unwrap(), 1);
+    case.add_tensor("turned.5", Layout::strided(DType::F32, &[500, 400], &[1, 500], 0).unwrap(), 2);
+    for number in 0..30u64 {
+        let layout = Layout::strided(DType::I16, &[100], &[1], number * 128).unwrap();
+        case.add_tensor(&format!("small.{number}"), layout, 2);
+    }
+    case
+}
+
+/// A plan with small buffers, so that each goes round several times.
+fn plan(open: &OpenCheckpoint, way: Way) -> LoadPlan {
+    let options = PlanOptions {
+        host_budget_bytes: u64::MAX,
+        n_threads: Some(2),
+        casts: Casts::parse("plain.1=f32,keep").unwrap(),
+        ..PlanOptions::default()
+    };
+    let needed = |options: &PlanOptions| way.plan(open, options, &Machine::plain(2, 1));
+    let Err(Error::OverBudget { needed_bytes, .. }) =
+        needed(&PlanOptions { host_budget_bytes: 0, ..options.clone() })
+    else {
+        panic!("a plan for no memory at all")
+    };
+    needed(&PlanOptions { host_budget_bytes: needed_bytes + (1 << 20), ..options }).unwrap()
+}
+
+/// Loads once; the error, or the tensors' bytes.
+fn load(case: &Case, open: &OpenCheckpoint, plan: &LoadPlan) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    let ledger = Ledger::new();
+    let loaded = load_counted(case, open, plan, &ledger);
+    assert_eq!(ledger.get().0, Held::default(), "something is held still");
+    loaded
+}
+
+fn load_counted(
+    case: &Case,
+    open: &OpenCheckpoint,
+    plan: &LoadPlan,
+    ledger: &Arc<Ledger>,
+) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    let progress = Progress::default();
+    let mut memory = run::caller_memory(case, plan);
+    let watched = Watched { progress: &progress, ledger, after_step: &mut |_| {} };
+    run::run(open, plan, &mut memory, watched).and_then(|state| {
+        let mut tensors = BTreeMap::new();
+        for (name, view) in state.iter() {
+            let mut bytes = Vec::new();
+            view.for_each_chunk(|chunk| bytes.extend_from_slice(chunk))?;
+            tensors.insert(name.to_owned(), bytes);
+        }
+        Ok(tensors)
+    })
+}
+
+/// Strategies, by name, each in a process of its own: the driver's peaks are those of the process.
+#[test]
+fn what_the_driver_gave_at_most_is_what_was_predicted_to_the_byte() {
+    let name = "gpus::what_the_driver_gave_at_most_is_what_was_predicted_to_the_byte";
+    let variable = "UNLADEN_TEST_STRATEGY";
+    if is_second(name) {
+        let Some(fake) = Fake::over(name, |_| ()) else { return };
+        let strategy = Strategy::from_str(&env::var(variable).unwrap()).unwrap();
+        let case = everything();
+        let open = case.open();
+        let plan = plan(&open, Way::OnGpus(strategy, Spread::Several, false));
+        load(&case, &open, &plan).unwrap();
+        for ordinal in [0, 1] {
+            let asked = &fake.report().0["gpus"][ordinal as usize]["asked_bytes"];
+            let predicted_bytes = plan.predicted().device_bytes.get(Device::Cuda(ordinal));
+            assert!(predicted_bytes > 1_000_000, "{predicted_bytes} bytes on cuda:{ordinal}");
+            assert_eq!(asked["peak"], predicted_bytes, "{strategy} on cuda:{ordinal}");
+        }
+        return;
+    }
+    for strategy in Strategy::all() {
+        let Some(fake) = Fake::new() else { return };
+        let mut command = Command::new(env::current_exe().unwrap());
+        run_again(name, fake.set_up(&mut command).env(variable, strategy.name()));
+        fake.report().assert_clean();
+    }
+}
+
+/// What they were to give back stays with the driver if they fail.
+const GIVES_BACK: &[&str] = &[
+    "cuMemFree_v2",
+    "cuMemHostUnregister",
+    "cuStreamDestroy_v2",
+    "cuEventDestroy_v2",
+    "cuDevicePrimaryCtxRelease_v2",
+];
+
+#[test]
+fn what_the_driver_does_not_take_back_spoils_no_load() {
+    let name = "gpus::what_the_driver_does_not_take_back_spoils_no_load";
+    let Some(fake) = Fake::over(name, |_| ()) else { return };
+    let case = everything();
+    let way = Way::OnGpus(Strategy::Stream, Spread::Several, false);
+    let open = case.open();
+    let right = load(&case, &open, &plan(&open, way)).unwrap();
+    for function in GIVES_BACK {
+        fake.tell(&format!("fail {function} 1 999 2"));
+        let open = case.open();
+        match load_counted(&case, &open, &plan(&open, way), &Ledger::new()) {
+            Ok(found) => assert!(found == right, "{function}"),
+            Err(error) => assert_eq!(error.kind(), "Device", "{function}: {error}"),
+        }
+        drop(open);
+        fake.tell("");
+        let open = case.open();
+        assert!(load(&case, &open, &plan(&open, way)).unwrap() == right, "after {function}");
+    }
+}
+
+#[test]
+fn every_call_that_fails_is_a_typed_error_that_leaves_nothing() {
+    let name = "gpus::every_call_that_fails_is_a_typed_error_that_leaves_nothing";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    let case = everything();
+    let mut n_errors = 0;
+    for strategy in [Strategy::Stream, Strategy::Naive, Strategy::MmapCopy, Strategy::Sequential] {
+        let way = Way::OnGpus(strategy, Spread::Several, strategy == Strategy::MmapCopy);
+        let calls =
+            || -> BTreeMap<String, u64> { serde_json::from_value(fake.report().0["calls"].clone()).unwrap() };
+        fake.tell("");
+        let before = if fake.has_report() { calls() } else { BTreeMap::new() };
+        let right = {
+            let open = case.open();
+            load(&case, &open, &plan(&open, way)).unwrap()
+        };
+        for (function, after) in calls().into_iter().filter(|(it, _)| !GIVES_BACK.contains(&&**it)) {
+            let n_calls = after - before.get(&function).copied().unwrap_or(0);
+            // The first, one in the middle, and the last.
+            let mut numbers = vec![1, n_calls / 2, n_calls];
+            numbers.retain(|it| *it > 0);
+            numbers.dedup();
+            for number in numbers {
+                let context = format!("{strategy}: {function} fails, call {number} of {n_calls}");
+                fake.tell(&format!("fail {function} {number} 999"));
+                let open = case.open();
+                match load(&case, &open, &plan(&open, way)) {
+                    // What can be forgiven: pinning, and giving back what is given back otherwise.
+                    Ok(found) => assert!(found == right, "{context}"),
+                    Err(error) => {
+                        assert_eq!(error.kind(), "Device", "{context}: {error}");
+                        assert!(!error.hint().is_empty());
+                        n_errors += 1;
+                    }
+                }
+                // The same checkpoint once more, the GPUs still open.
+                fake.tell("");
+                assert!(load(&case, &open, &plan(&open, way)).unwrap() == right, "afterwards; {context}");
+                let report = fake.report();
+                assert_eq!(report.live("memory") + report.live("registrations"), 0, "{context}");
+            }
+        }
+    }
+    assert!(n_errors > 40, "only {n_errors} of the calls that failed were errors");
+}
+
+#[test]
+fn work_that_fails_on_the_gpu_is_a_typed_error_whenever_it_fails() {
+    let name = "gpus::work_that_fails_on_the_gpu_is_a_typed_error_whenever_it_fails";
+    let Some(fake) = Fake::over(name, |_| ()) else { return };
+    let case = everything();
+    let way = Way::OnGpus(Strategy::Stream, Spread::One, false);
+    for number in [1, 2, 9] {
+        let open = case.open();
+        let plan = plan(&open, way);
+        fake.tell(&format!("delay_us 2000\nfault {number} 700"));
+        // Whether the GPU still reads a buffer cannot be known, so it is not given back, and counts as held.
+        let error = load_counted(&case, &open, &plan, &Ledger::new()).unwrap_err();
+        assert_eq!(error.kind(), "Device", "{error}");
+        // That broke the context for the whole process, as on a GPU: the next one is told so, and nothing crashes.
+        fake.tell("");
+        let again = load_counted(&case, &case.open(), &plan, &Ledger::new());
+        assert!(again.is_err_and(|it| it.kind() == "Device"));
+    }
+}
+
+#[test]
+fn a_gpu_that_fills_up_after_the_plan_says_so_and_the_next_load_works() {
+    let name = "gpus::a_gpu_that_fills_up_after_the_plan_says_so_and_the_next_load_works";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    fake.tell("memory 100000000");
+    let case = everything();
+    let open = case.open();
+    for strategy in [Strategy::Stream, Strategy::Naive] {
+        let plan = plan(&open, Way::OnGpus(strategy, Spread::Several, true));
+        open.plan(&PlanOptions { device: Device::Cuda(0), ..PlanOptions::new(strategy) }).unwrap();
+        fake.tell("used 99000000");
+        let error = load(&case, &open, &plan).unwrap_err();
+        assert!(error.to_string().contains("OUT_OF_MEMORY"), "{error}");
+        let planned = open.plan(&PlanOptions {
+            device: Device::Cuda(0),
+            host_budget_bytes: u64::MAX,
+            ..PlanOptions::new(strategy)
+        });
+        let Err(Error::OverBudget { needed_bytes, available_bytes, .. }) = planned else {
+            panic!("a plan for a GPU that is full")
+        };
+        assert!(needed_bytes > available_bytes && available_bytes <= 1_000_000, "{available_bytes} are free");
+        fake.tell("");
+        load(&case, &open, &plan).unwrap();
+        let report = fake.report();
+        assert_eq!(report.live("memory") + report.live("registrations"), 0);
+    }
+}
+
+#[test]
+fn a_load_that_is_cancelled_leaves_nothing_on_the_gpu() {
+    let name = "gpus::a_load_that_is_cancelled_leaves_nothing_on_the_gpu";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    let case = everything();
+    let open = case.open();
+    let plan = plan(&open, Way::OnGpus(Strategy::Stream, Spread::One, false));
+    fake.tell("delay_us 5000");
+    let progress = Progress::default();
+    let cancelled = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while progress.get().0 == 0 {
+                std::thread::yield_now();
+            }
+            progress.cancel();
+        });
+        open.run(&plan, RunOptions { progress: Some(&progress), ..RunOptions::default() }).unwrap_err()
+    });
+    assert!(matches!(cancelled, Error::Cancelled { .. }), "{cancelled}");
+    let report = fake.report();
+    assert_eq!(report.live("memory") + report.live("registrations") + report.live("streams"), 0);
+    fake.tell("");
+    load(&case, &open, &plan).unwrap();
+}
+
+#[test]
+fn without_pinned_memory_the_same_bytes_come_and_it_is_said() {
+    let name = "gpus::without_pinned_memory_the_same_bytes_come_and_it_is_said";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    let case = everything();
+    let open = case.open();
+    let plan = plan(&open, Way::OnGpus(Strategy::Stream, Spread::Several, false));
+    let right = load(&case, &open, &plan).unwrap();
+    assert!(open.run(&plan, RunOptions::default()).unwrap().gpus.is_pinned);
+    fake.tell("pinnable 0");
+    assert!(load(&case, &open, &plan).unwrap() == right);
+    assert!(!open.run(&plan, RunOptions::default()).unwrap().gpus.is_pinned);
+}
+
+#[test]
+fn tensors_lie_on_their_devices_aligned_and_together_or_apart() {
+    let name = "gpus::tensors_lie_on_their_devices_aligned_and_together_or_apart";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    let case = everything();
+    let open = case.open();
+    let n_allocations = || fake.report().n_calls("cuMemAlloc_v2");
+    let n_before = if fake.has_report() { n_allocations() } else { 0 };
+    for (frees_singly, n_expected) in [(false, 2), (true, 27)] {
+        let n_before = n_before.max(if fake.has_report() { n_allocations() } else { 0 });
+        let plan = plan(&open, Way::OnGpus(Strategy::Stream, Spread::Several, frees_singly));
+        let loaded = open.run(&plan, RunOptions::default()).unwrap();
+        for (name, view) in loaded.state.iter() {
+            let device = match name.rsplit_once('.').map(|(_, number)| number.chars().last()) {
+                Some(Some('1' | '7')) => Device::Cuda(1),
+                Some(Some('3' | '4')) => Device::Host,
+                _ => Device::Cuda(0),
+            };
+            assert_eq!(view.bytes.device(), device, "{name}");
+            if let unladen::destination::Bytes::OnGpu { memory, start_byte, .. } = view.bytes {
+                assert!((memory.address() + start_byte).is_multiple_of(256), "{name}");
+                assert_eq!(view.host_bytes().unwrap_err().kind(), "Device");
+            }
+        }
+        assert_eq!(n_allocations() - n_before, n_expected, "{frees_singly}");
+    }
+}
