@@ -7,6 +7,9 @@
 // a kernel that leaves out a wait gives other numbers.
 #pragma once
 
+#undef _FORTIFY_SOURCE // it takes a jump to another stack for a mistake
+
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -18,8 +21,6 @@
 #include <vector>
 
 #include "fake_kernel.h"
-
-#pragma GCC diagnostic ignored "-Wunknown-pragmas" // `#pragma unroll` is for GPUs
 
 #define __global__
 #define __device__
@@ -39,9 +40,11 @@ enum { LANES = 32, STACK_BYTES = 64 << 10 };
 
 enum class State { READY, AT_WARP, AT_BLOCK, DONE };
 
+// A thread of a block, and then the thread of that number in the next.
 struct Fiber {
-    ucontext_t context;
     std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
+    bool is_started = false;
+    jmp_buf place; // where it waits
     State state = State::READY;
     FakeDim index;
     unsigned number = 0;
@@ -51,7 +54,7 @@ struct Fiber {
 struct Block {
     std::vector<std::unique_ptr<Fiber>> fibers; // kept from block to block
     unsigned n_threads = 0;
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     Fiber *running = nullptr;
     // What a lane gives in a shuffle. Two, in turn: a lane may give again before all have taken.
     std::vector<uint32_t> given[2];
@@ -64,12 +67,30 @@ static thread_local Block block;
 inline void wait(State state) {
     Fiber *self = block.running;
     self->state = state;
-    swapcontext(&self->context, &block.scheduler);
+    if (_setjmp(self->place) == 0) _longjmp(block.scheduler, 1);
 }
 
-inline void fiber_main() {
-    block.body(block.argument);
-    wait(State::DONE);
+[[noreturn]] inline void fiber_main() {
+    for (;;) {
+        block.body(block.argument);
+        wait(State::DONE);
+    }
+}
+
+// Runs a fiber until it waits. Jumps, because `swapcontext` asks the kernel for signal masks every time.
+__attribute__((noinline)) inline void resume(Fiber *fiber) {
+    threadIdx = fiber->index;
+    block.running = fiber;
+    if (_setjmp(block.scheduler) != 0) return;
+    if (fiber->is_started) _longjmp(fiber->place, 1);
+    fiber->is_started = true;
+    ucontext_t start;
+    getcontext(&start);
+    start.uc_stack.ss_sp = fiber->stack.get();
+    start.uc_stack.ss_size = STACK_BYTES;
+    start.uc_link = nullptr;
+    makecontext(&start, fiber_main, 0);
+    setcontext(&start);
 }
 
 // Lets those go on who wait for their warp or their block, where everyone has come who is still there.
@@ -101,11 +122,6 @@ inline void run_block() {
     for (auto &given : block.given) given.assign(n, 0);
     for (unsigned number = 0; number < n; number++) {
         Fiber &fiber = *block.fibers[number];
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = STACK_BYTES;
-        fiber.context.uc_link = nullptr; // a fiber never returns, see `fiber_main`
-        makecontext(&fiber.context, fiber_main, 0);
         fiber.state = State::READY;
         fiber.number = number;
         fiber.n_shuffles = 0;
@@ -116,10 +132,7 @@ inline void run_block() {
     for (unsigned turn = 0;; turn++) {
         for (unsigned it = 0; it < n; it++) {
             Fiber &fiber = *block.fibers[turn % 2 ? n - 1 - it : it];
-            if (fiber.state != State::READY) continue;
-            threadIdx = fiber.index;
-            block.running = &fiber;
-            swapcontext(&block.scheduler, &fiber.context);
+            if (fiber.state == State::READY) resume(&fiber);
         }
         bool is_all_done = true;
         for (unsigned it = 0; it < n; it++) is_all_done &= block.fibers[it]->state == State::DONE;

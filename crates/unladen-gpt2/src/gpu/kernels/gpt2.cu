@@ -14,6 +14,14 @@ typedef unsigned long long u64;
 enum { TOKENS = 8 }; // of a group
 enum { LANES = 32 }; // of a warp
 
+// So many rounds of the loop that follows become one, all without a number. For GPUs alone.
+#ifdef __CUDACC__
+#define UNROLL(...) AS_PRAGMA(unroll __VA_ARGS__)
+#define AS_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#else
+#define UNROLL(...)
+#endif
+
 #define EVERY_LANE 0xffffffffu
 #define MINUS_INFINITY __uint_as_float(0xff800000u)
 
@@ -94,7 +102,7 @@ __device__ inline float sum_of_token(float mine) {
     if (lane < TOKENS) partial[warp][lane] = mine;
     __syncthreads();
     float sum = 0.0f;
-#pragma unroll 4
+    UNROLL(4)
     for (u32 it = 0; it < NORM_THREADS / LANES; it++) sum += partial[it][lane % TOKENS];
     __syncthreads(); // the next call writes to `partial`
     return sum;
@@ -109,17 +117,17 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS)
     x += (u64)blockIdx.x * n_elems;
     normed += (u64)blockIdx.x * n_elems;
     float sum = 0.0f;
-#pragma unroll 4
+    UNROLL(4)
     for (u32 at = threadIdx.x; at < n_elems; at += NORM_THREADS) sum += x[at];
     float mean = sum_of_token(sum) / n_features;
     float squares = 0.0f;
-#pragma unroll 4
+    UNROLL(4)
     for (u32 at = threadIdx.x; at < n_elems; at += NORM_THREADS) {
         float distance = x[at] - mean;
         squares += distance * distance;
     }
     float factor = 1.0f / sqrtf(sum_of_token(squares) / n_features + 1e-5f);
-#pragma unroll 1
+    UNROLL(1)
     for (u32 at = threadIdx.x; at < n_elems; at += NORM_THREADS) {
         u32 feature = at / TOKENS;
         normed[at] = (x[at] - mean) * factor * element(scale, scale_dtype, feature) +
@@ -151,7 +159,7 @@ __device__ inline void add_products(float *sums, float weight, float4 low, float
 // Each lane gives half of its sums to another lane, and adds those that it gets to the other half.
 template <u32 half> __device__ inline void halve(float *sums, u32 lane) {
     bool is_upper = lane & half;
-#pragma unroll
+    UNROLL()
     for (u32 sum = 0; sum < half; sum++) {
         float kept = is_upper ? sums[sum + half] : sums[sum];
         float given = is_upper ? sums[sum] : sums[sum + half];
@@ -170,19 +178,19 @@ template <typename T> __device__ inline void multiply_rows(const Product &it, co
     u32 first = blockIdx.x / it.n_groups * ROWS;
     const float4 *x = (const float4 *)(it.x + (u64)group * it.n_in * TOKENS);
     const T *rows[ROWS];
-#pragma unroll
+    UNROLL()
     for (u32 row = 0; row < ROWS; row++) {
         // After the last row the last row once more, for sums that nobody writes.
         u64 one = first + row < it.n_out ? first + row : it.n_out - 1;
         rows[row] = weight + one * it.n_in;
     }
     float sums[ROWS * TOKENS];
-#pragma unroll
+    UNROLL()
     for (u32 sum = 0; sum < ROWS * TOKENS; sum++) sums[sum] = 0.0f;
-#pragma unroll 2
+    UNROLL(2)
     for (u32 in = threadIdx.x; in < it.n_in; in += ROW_SLICES * LANES) {
         float4 low = x[2 * (u64)in], high = x[2 * (u64)in + 1];
-#pragma unroll
+        UNROLL()
         for (u32 row = 0; row < ROWS; row++) {
             add_products(sums + row * TOKENS, widen(rows[row][in]), low, high);
         }
@@ -198,7 +206,7 @@ template <typename T> __device__ inline void multiply_rows(const Product &it, co
     u32 row = first + lane / TOKENS, token = lane % TOKENS;
     if (slice == 0 && row < it.n_out) {
         float sum = element(it.bias, it.bias_dtype, row);
-#pragma unroll
+        UNROLL()
         for (u32 other = 0; other < ROW_SLICES; other++) sum += partial[other][lane];
         put(it.y + group * it.y_group_elems + (u64)row * TOKENS + token, sum, it.then);
     }
@@ -217,19 +225,19 @@ template <typename T> __device__ inline void multiply_cols(const Product &it, co
     // After the last column the last column once more, for sums that nobody writes.
     const T *column = weight + (first + lane < it.n_out ? first + lane : it.n_out - 1);
     float sums[TOKENS];
-#pragma unroll
+    UNROLL()
     for (u32 token = 0; token < TOKENS; token++) sums[token] = 0.0f;
-#pragma unroll 4
+    UNROLL(4)
     for (u32 in = slice; in < it.n_in; in += COL_SLICES) {
         add_products(sums, widen(column[(u64)in * it.n_out]), x[2 * (u64)in], x[2 * (u64)in + 1]);
     }
-#pragma unroll
+    UNROLL()
     for (u32 token = 0; token < TOKENS; token++) partial[slice][token][lane] = sums[token];
     __syncthreads();
     u32 col = first + lane, token = slice;
     if (token < TOKENS && col < it.n_out) {
         float sum = element(it.bias, it.bias_dtype, col);
-#pragma unroll 4
+        UNROLL(4)
         for (u32 other = 0; other < COL_SLICES; other++) sum += partial[other][token][lane];
         put(it.y + group * it.y_group_elems + (u64)col * TOKENS + token, sum, it.then);
     }
@@ -293,28 +301,28 @@ extern "C" __global__ void __launch_bounds__(KEYS)
         if (is_seen) {
             const float *its = keys + key / TOKENS * group_elems + key % TOKENS;
             score = 0.0f;
-#pragma unroll 4
+            UNROLL(4)
             for (u32 it = 0; it < head_dim; it++) score += queries[(u64)it * TOKENS] * its[(u64)it * TOKENS];
             score *= factor;
         }
         shared[threadIdx.x] = score;
         __syncthreads();
         float higher = highest;
-#pragma unroll 4
+        UNROLL(4)
         for (u32 it = 0; it < KEYS; it++) higher = shared[it] > higher ? shared[it] : higher;
         __syncthreads(); // all have read the scores
         shared[threadIdx.x] = is_seen ? expf(score - higher) : 0.0f;
         __syncthreads();
         float correction = higher == highest ? 1.0f : expf(highest - higher);
         float sum = 0.0f;
-#pragma unroll 4
+        UNROLL(4)
         for (u32 it = 0; it < KEYS; it++) sum += shared[it];
         total = total * correction + sum;
-        u32 n_here = n_keys - first < KEYS ? n_keys - first : KEYS;
-#pragma unroll 1
+        u32 n_here = n_keys - first < KEYS ? n_keys - first : (u32)KEYS;
+        UNROLL(1)
         for (u32 it = threadIdx.x; it < head_dim; it += KEYS) {
             float value = target[(u64)it * TOKENS] * correction;
-#pragma unroll 4
+            UNROLL(4)
             for (u32 other = 0; other < n_here; other++) {
                 u64 group = (first + other) / TOKENS, token = (first + other) % TOKENS;
                 value += shared[other] * values[group * group_elems + (u64)it * TOKENS + token];
