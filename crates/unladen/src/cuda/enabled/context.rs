@@ -48,7 +48,7 @@ impl Context {
 
     /// Memory of the GPU that nobody holds: neither this process nor another.
     pub fn free_bytes(&self) -> Result<u64> {
-        self.call(|driver| free_and_total(driver)).map(|(free_bytes, _)| free_bytes)
+        self.call(free_and_total).map(|(free_bytes, _)| free_bytes)
     }
 
     /// Waits for everything that this process has the GPU do.

@@ -187,10 +187,10 @@ impl Drop for InFlight {
 impl Flight {
     /// Puts the event behind the copies.
     fn mark(&mut self) -> Result<()> {
-        // SAFETY: event and stream are the flight's own, and of one context.
-        self.stream
-            .context
-            .call(|driver| unsafe { driver.cuEventRecord(self.event.handle, self.stream.handle) })?;
+        self.stream.context.call(|driver| {
+            // SAFETY: event and stream are the flight's own, and of one context.
+            unsafe { driver.cuEventRecord(self.event.handle, self.stream.handle) }
+        })?;
         self.is_marked = true;
         Ok(())
     }

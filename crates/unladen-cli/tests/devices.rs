@@ -1,0 +1,102 @@
+//! `unladen devices`, with the fake driver and without one.
+#![cfg(feature = "cuda")]
+
+#[path = "../../unladen/tests/common/fake_driver.rs"]
+mod fake_driver;
+
+use fake_driver::Fake;
+use serde_json::{Value, json};
+use std::process::{Command, Stdio};
+
+fn unladen() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_unladen"));
+    command.arg("devices").stdin(Stdio::null());
+    command
+}
+
+/// Exit code, result and words.
+fn run(command: &mut Command) -> (i32, String, String) {
+    let output = command.output().unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
+    (output.status.code().unwrap(), out, err)
+}
+
+fn assert_host(device: &Value) {
+    assert_eq!(device["device"], "host");
+    assert!(device["free_bytes"].as_u64().unwrap() > 1 << 20, "{device}");
+}
+
+#[test]
+fn devices_lists_the_host_and_each_gpu() {
+    let Some(fake) = Fake::new() else { return };
+    fake.tell("memory 8589934592\nused 1073741824 1\ncompute 9 0\ndriver_version 12080");
+    let (code, out, err) = run(fake.set_up(unladen().arg("--json")));
+    assert_eq!((code, err.as_str()), (0, ""));
+    let listing: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(listing["cuda_version"], "12.8");
+    let devices = listing["devices"].as_array().unwrap();
+    assert_eq!(devices.len(), 3);
+    assert_host(&devices[0]);
+    for (ordinal, used_bytes) in [(0u64, 0u64), (1, 1 << 30)] {
+        let expected = json!({
+            "device": format!("cuda:{ordinal}"),
+            "name": format!("Fake GPU {ordinal}"),
+            "total_bytes": 8u64 << 30,
+            "free_bytes": (8u64 << 30) - used_bytes,
+            "compute_capability": "9.0",
+        });
+        assert_eq!(devices[1 + ordinal as usize], expected);
+    }
+    fake.report().assert_clean();
+
+    let (code, out, err) = run(fake.set_up(&mut unladen()));
+    assert_eq!((code, err.as_str()), (0, ""));
+    for words in ["host", "cuda:0", "cuda:1", "Fake GPU 1", "8.00 GiB", "7.00 GiB", "9.0", "CUDA 12.8"] {
+        assert!(out.contains(words), "{words}: {out}");
+    }
+}
+
+#[test]
+fn a_gpu_that_cannot_be_used_is_listed_and_the_reason_said() {
+    let Some(fake) = Fake::new() else { return };
+    fake.tell("fail cuDevicePrimaryCtxRetain 1 46");
+    let (code, out, err) = run(fake.set_up(unladen().arg("--json")));
+    let listing: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &listing["devices"][1]["free_bytes"]), (0, &Value::Null));
+    assert!(listing["devices"][2]["free_bytes"].is_u64());
+    assert!(err.starts_with("note: cuda:0: ") && err.contains("CUDA_ERROR_DEVICE_UNAVAILABLE"), "{err}");
+}
+
+#[test]
+fn a_driver_that_sees_no_gpu_is_no_error_and_one_that_fails_is() {
+    let Some(fake) = Fake::new() else { return };
+    fake.tell("fail cuInit 1 100");
+    let (code, out, err) = run(fake.set_up(unladen().arg("--json")));
+    assert_eq!((code, err.lines().count()), (0, 1), "{err}");
+    assert!(err.contains("no GPU that this process may see"), "{err}");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["devices"].as_array().unwrap().len(), 1);
+
+    fake.tell("fail cuInit 1 803");
+    let (code, out, err) = run(fake.set_up(unladen().arg("--json")));
+    assert_eq!(code, 1, "{err}");
+    assert_host(&serde_json::from_str::<Value>(&out).unwrap()["devices"][0]);
+    assert!(err.starts_with("error: cuda: cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH ("), "{err}");
+    assert!(err.contains("\nhint: ") && err.contains("reboot"), "{err}");
+}
+
+#[allow(clippy::print_stderr)]
+#[test]
+fn without_a_driver_the_host_is_listed_and_one_line_says_what_to_do() {
+    let (code, out, err) = run(unladen().arg("--json").env_remove("LD_LIBRARY_PATH"));
+    assert_eq!(code, 0, "{err}");
+    let listing: Value = serde_json::from_str(&out).unwrap();
+    assert_host(&listing["devices"][0]);
+    if !listing["cuda_version"].is_null() {
+        eprintln!("NOT TESTED: this machine has an NVIDIA driver");
+        return;
+    }
+    assert_eq!(listing["devices"].as_array().unwrap().len(), 1);
+    assert_eq!(err.lines().count(), 1, "{err}");
+    assert!(err.starts_with("note: cuda: there is no NVIDIA driver here: "), "{err}");
+    assert!(err.contains("install the NVIDIA driver") && err.contains("--device host"), "{err}");
+}

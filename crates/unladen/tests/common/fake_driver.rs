@@ -1,0 +1,132 @@
+//! Programs over the fake driver, which has to be there before a process starts. So a test runs in two processes: the one
+//! that the test runner starts starts the other and looks at what is left behind, the other has the driver.
+// Not every test that shares this needs all of it.
+#![allow(dead_code)]
+
+use serde_json::Value;
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+use tempfile::TempDir;
+
+/// The name of the test that the second process is for.
+const TEST: &str = "UNLADEN_TEST_OVER_FAKE_CUDA";
+const CONTROL: &str = "FAKE_CUDA_CONTROL";
+const REPORT: &str = "FAKE_CUDA_REPORT";
+
+/// A fake driver, and a folder to talk to it by.
+pub(crate) struct Fake {
+    control: PathBuf,
+    report: PathBuf,
+    library: Option<PathBuf>,
+    _folder: Option<TempDir>,
+}
+
+impl Fake {
+    /// For programs to be started. `None`, said loudly, where it cannot be built.
+    #[allow(clippy::print_stderr)]
+    pub(crate) fn new() -> Option<Fake> {
+        let Some(library) = built() else {
+            eprintln!(
+                "NOT TESTED: there is no C++ compiler (`c++`, or what CXX names), and without one no fake driver"
+            );
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let (control, report) = (folder.path().join("control"), folder.path().join("report.json"));
+        Some(Fake { control, report, library: Some(library), _folder: Some(folder) })
+    }
+
+    /// In the second process of the test of this name: the driver that it is over. In the first: `None`, after the second
+    /// has run well, and `look` has seen what it left.
+    pub(crate) fn over(test: &str, look: impl FnOnce(&Report)) -> Option<Fake> {
+        if env::var_os(TEST).is_some_and(|it| it == test) {
+            let path = |name| PathBuf::from(env::var_os(name).unwrap());
+            return Some(Fake { control: path(CONTROL), report: path(REPORT), library: None, _folder: None });
+        }
+        let fake = Fake::new()?;
+        run_again(test, fake.set_up(&mut Command::new(env::current_exe().unwrap())));
+        look(&fake.report());
+        None
+    }
+
+    /// Has a program find the driver.
+    pub(crate) fn set_up<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        let mut path = OsString::from(self.library.as_ref().unwrap());
+        if let Some(others) = env::var_os("LD_LIBRARY_PATH") {
+            path.push(":");
+            path.push(others);
+        }
+        command.env("LD_LIBRARY_PATH", path).env(CONTROL, &self.control).env(REPORT, &self.report)
+    }
+
+    /// Tells the driver, from the next call on, what `tests/fake_cuda/README.md` has words for.
+    pub(crate) fn tell(&self, words: &str) {
+        let part = self.control.with_extension("part");
+        fs::write(&part, words).unwrap();
+        fs::rename(part, &self.control).unwrap();
+    }
+
+    /// What the driver says of itself.
+    pub(crate) fn report(&self) -> Report {
+        Report(serde_json::from_slice(&fs::read(&self.report).unwrap()).unwrap())
+    }
+}
+
+/// Runs one test of this program again, in a process where it knows that it is the second.
+pub(crate) fn run_again(test: &str, command: &mut Command) {
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(TEST, test).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let [out, err] = [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it));
+    assert!(output.status.success() && out.contains("1 passed"), "{}\n{out}\n{err}", output.status);
+}
+
+/// True in the process that [`run_again`] started for this test.
+pub(crate) fn is_second(test: &str) -> bool {
+    env::var_os(TEST).is_some_and(|it| it == test)
+}
+
+/// What the driver counted.
+pub(crate) struct Report(pub(crate) Value);
+
+impl Report {
+    /// Calls of a function.
+    pub(crate) fn n_calls(&self, function: &str) -> u64 {
+        self.0["calls"][function].as_u64().unwrap_or(0)
+    }
+
+    /// What of a kind is not given back: `memory`, `registrations`, `streams`, `events`, `contexts`.
+    pub(crate) fn live(&self, kind: &str) -> u64 {
+        self.0["live"][kind].as_u64().unwrap_or_else(|| panic!("{kind}? {}", self.0))
+    }
+
+    /// Nothing was done that a right program would not do, and the caller's current context is what it was.
+    pub(crate) fn assert_right(&self) {
+        assert_eq!(self.0["violations"], Value::Array(Vec::new()), "{}", self.0);
+        let [pushed, popped] = ["cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"]
+            .map(|it| self.n_calls(it) - self.0["told_to_fail"][it].as_u64().unwrap_or(0));
+        assert_eq!(pushed, popped, "{}", self.0);
+    }
+
+    /// And everything was given back.
+    pub(crate) fn assert_clean(&self) {
+        self.assert_right();
+        let live = self.0["live"].as_object().unwrap();
+        assert!(live.values().all(|it| *it == 0), "{}", self.0);
+    }
+}
+
+/// The folder with the library. The script compiles what changed, and knows that tests run at once.
+fn built() -> Option<PathBuf> {
+    let compiler = env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    Command::new(compiler).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake_cuda");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/fake-cuda");
+    let output = Command::new(script).arg(&folder).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(folder)
+}
