@@ -1,5 +1,5 @@
 """Builds the fake CUDA driver and calls it by way of ctypes. Every `driver` is a copy of the library, with a world of its own."""
-import ctypes, functools, json, mmap, os, pathlib, shutil, subprocess
+import ctypes, functools, json, mmap, os, pathlib, shutil, subprocess, threading, time
 
 import pytest
 
@@ -153,3 +153,25 @@ def driver(new_driver):
     yield it
     # Nothing is held, so that no thread of the library waits for ever.
     it.control()
+
+
+def upload(driver, data):
+    """Device memory that holds these bytes."""
+    address, host = driver.alloc(len(data)), Host((len(data) + 4095) // 4096 * 4096)
+    ctypes.memmove(host.address, data, len(data))
+    driver.ok(driver.cuMemcpyHtoD_v2(address, host.address, len(data)))
+    driver.ok(driver.cuCtxSynchronize())
+    return address
+
+
+def hold(driver, *lines): driver.control("hold on", *lines)
+
+
+def let_go_when(driver, is_so):
+    """Lets work run as soon as the report says so, while this thread waits in a call."""
+
+    def watch():
+        while not is_so(driver.report()): time.sleep(0.001)
+        driver.control()
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -22,7 +22,8 @@ def test_building_again_changes_nothing():
 
 def test_the_library_has_every_function_that_the_crate_calls():
     room = ROOT / "crates/unladen/src/cuda"
-    named = {name for path in room.rglob("*.rs") for name in re.findall(r"\bsys::(cu[A-Z]\w*)", path.read_text())}
+    code = "".join(re.sub(r"//.*", "", path.read_text()) for path in room.rglob("*.rs"))
+    named = set(re.findall(r"\b(cu[A-Z]\w*)\(", code))
     if not named: pytest.skip("the crate calls no driver function")
     assert named <= set(FUNCTIONS), f"not in the fake: {sorted(named - set(FUNCTIONS))}"
 
@@ -223,7 +224,7 @@ def test_frees_that_are_none_are_noticed(driver):
     assert driver.cuMemAlloc_v2(ctypes.byref(out), 0) == driver.cuMemAlloc_v2(None, 1) == INVALID_VALUE
     assert driver.cuMemGetInfo_v2(None, None) == INVALID_VALUE
     violations = driver.violations()
-    assert len(violations) == 7 and "that were freed" in violations[3], violations
+    assert len(violations) == 7 and "which was freed before" in violations[3], violations
 
 
 def test_memory_of_another_gpu_is_valid_in_copies_and_frees(driver):

@@ -75,10 +75,13 @@ bool read_failure(const std::vector<std::string>& words, Instructions* into) {
     failure.name = is_work ? "" : words[1];
     uint64_t nth = 0, error = 0;
     if (!read_number(words[at], &nth) || nth == 0) return false;
-    if (read_number(words[at + 1], &error))
+    // Known ones alone: to a Rust program, an error is an enum, which must not hold another.
+    if (read_number(words[at + 1], &error)) {
         failure.error = CUresult(error);
-    else if (!error_number(words[at + 1].c_str(), &failure.error))
+        if (error > 999 || !error_name(failure.error)) return false;
+    } else if (!error_number(words[at + 1].c_str(), &failure.error)) {
         return false;
+    }
     failure.n_before = nth - 1;
     failure.n_left = 1;
     if (words.size() == at + 3 && words[at + 2] == "always")

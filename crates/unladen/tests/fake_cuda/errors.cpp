@@ -66,7 +66,7 @@ const Known* find(CUresult error) {
 
 const char* error_name(CUresult error) {
     const Known* known = find(error);
-    return known ? known->name : "an error without a name";
+    return known ? known->name : nullptr;
 }
 
 bool error_number(const char* name, CUresult* error) {

@@ -5,6 +5,7 @@
 
 namespace fake {
 
+// Null for an unknown one.
 const char* error_name(CUresult error);
 // False when no error has this name.
 bool error_number(const char* name, CUresult* error);

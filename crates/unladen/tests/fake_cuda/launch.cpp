@@ -159,6 +159,9 @@ CUDA_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
         if (is_too_large(grid, block))
             return misuse(CUDA_ERROR_INVALID_VALUE, "`%s` on a grid of %u x %u x %u blocks of %u x %u x %u threads", name, grid.x, grid.y, grid.z,
                           block.x, block.y, block.z);
+        if (uint64_t(block.x) * block.y * block.z > kernel.most_threads)
+            return misuse(CUDA_ERROR_INVALID_VALUE, "`%s` in blocks of %u x %u x %u threads, compiled for %" PRIu64, name, block.x, block.y, block.z,
+                          kernel.most_threads);
         if (shared_bytes > 49152) return misuse(CUDA_ERROR_INVALID_VALUE, "`%s` with %u bytes of shared memory", name, shared_bytes);
         if (extra) return misuse(CUDA_ERROR_NOT_SUPPORTED, "`%s` with packed arguments, which the fake does not read", name);
         if (!params && !kernel.param_bytes.empty())

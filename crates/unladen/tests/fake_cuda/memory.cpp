@@ -69,9 +69,10 @@ CUDA_API CUresult cuMemFree_v2(CUdeviceptr address) {
     return with_context(__func__, [&](Lock& lock, Gpu&) -> CUresult {
         World& w = world();
         const auto it = w.memory.find(address);
-        if (it == w.memory.end() && allocation_of(address, 0))
-            return misuse(CUDA_ERROR_INVALID_VALUE, "no allocation begins at %#" PRIx64 ", which lies in one", address);
-        if (it == w.memory.end()) return misuse(CUDA_ERROR_INVALID_VALUE, "%s", why_no_memory(address, 0).c_str());
+        if (it == w.memory.end()) {
+            const char* why = w.freed.count(address) ? "was freed before" : allocation_of(address, 0) ? "lies in an allocation" : "is no device memory";
+            return misuse(CUDA_ERROR_INVALID_VALUE, "no allocation begins at %#" PRIx64 ", which %s", address, why);
+        }
         const Range range = it->second.range;
         const int gpu = it->second.gpu;
         bool has_waited = false;

@@ -49,11 +49,26 @@ uint32_t type_bytes(const std::string& word) {
 
 using Words = std::vector<std::string>;
 
-// `.entry NAME` or `.entry NAME ( .param .u64 a, .param .align 4 .b8 b[12] )`; `at` stands on NAME.
+// `.maxntid 256, 1, 1` before the body; `at` stands behind the parameters.
+void read_limits(const Words& words, size_t at, Kernel* kernel) {
+    for (; at < words.size() && words[at] != "{" && words[at] != ";"; at++) {
+        if (words[at] != ".maxntid" && words[at] != ".reqntid") continue;
+        kernel->most_threads = 1;
+        for (at++; at < words.size(); at += 2) {
+            kernel->most_threads *= std::strtoul(words[at].c_str(), nullptr, 10);
+            if (at + 1 >= words.size() || words[at + 1] != ",") break;
+        }
+    }
+}
+
+// `.entry NAME`, with `( .param .u64 a, .param .align 4 .b8 b[12] )` if there are parameters; `at` stands on NAME.
 bool read_kernel(const Words& words, size_t at, Kernel* kernel) {
     if (at >= words.size()) return false;
     kernel->name = words[at++];
-    if (at >= words.size() || words[at] != "(") return true;
+    if (at >= words.size() || words[at] != "(") {
+        read_limits(words, at, kernel);
+        return true;
+    }
     for (at++; at < words.size() && words[at] != ")"; at++) {
         if (words[at] == ".param") kernel->param_bytes.push_back(0);
         if (kernel->param_bytes.empty()) return false;
@@ -63,6 +78,7 @@ bool read_kernel(const Words& words, size_t at, Kernel* kernel) {
         if (words[at] == "[" && at + 1 < words.size()) bytes *= uint32_t(std::strtoul(words[at + 1].c_str(), nullptr, 10));
         if (words[at] == "," && bytes == 0) return false;
     }
+    read_limits(words, at, kernel);
     return at < words.size() && (kernel->param_bytes.empty() || kernel->param_bytes.back() > 0);
 }
 

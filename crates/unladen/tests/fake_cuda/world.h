@@ -101,6 +101,7 @@ struct Event {
 struct Kernel {
     std::string name;
     std::vector<uint32_t> param_bytes;
+    uint64_t most_threads = 1024;  // of a block: `.maxntid`, what __launch_bounds__ becomes
 };
 
 struct Module {
