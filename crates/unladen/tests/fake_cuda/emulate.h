@@ -28,7 +28,7 @@
 #define __shared__ static thread_local
 
 // What kernels read. A fiber's own `threadIdx` is set whenever its turn comes.
-static thread_local FakeDim threadIdx, blockIdx, blockDim, gridDim;
+inline thread_local FakeDim threadIdx, blockIdx, blockDim, gridDim;
 
 struct alignas(16) float4 {
     float x, y, z, w;
@@ -62,7 +62,7 @@ struct Block {
     void *argument = nullptr;
 };
 
-static thread_local Block block;
+inline thread_local Block block;
 
 inline void wait(State state) {
     Fiber *self = block.running;
