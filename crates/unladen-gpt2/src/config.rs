@@ -79,6 +79,28 @@ impl Config {
         }
         Ok(())
     }
+
+    /// Fails with `Mismatch` unless the model can take `ids` and `n_new` more.
+    pub(crate) fn check_ids(&self, ids: &[u32], n_new: usize) -> Result<()> {
+        let &Config { vocab_size, context_length, .. } = self;
+        let n_tokens = ids.len().saturating_add(n_new);
+        if ids.is_empty() {
+            return Err(Fault::new("at least one token", "none").hint("give some text").mismatch());
+        }
+        if n_tokens > context_length {
+            let expected = format!("at most {context_length} tokens, the model's context");
+            return Err(Fault::new(expected, n_tokens.to_string()).hint("give fewer tokens").mismatch());
+        }
+        match ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab_size) {
+            Some((at, id)) => Err(Fault::new(
+                format!("token ids below {vocab_size}, the model's vocabulary"),
+                format!("{id} at position {at}"),
+            )
+            .hint("the text was tokenised for another model")
+            .mismatch()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Keys of `config.json` that change the forward pass, and the values with which it is the one of this crate. A key that

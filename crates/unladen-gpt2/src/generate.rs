@@ -20,7 +20,7 @@ impl Gpt2<'_> {
     /// Fails with `Mismatch` if `ids` is empty or holds an id outside the vocabulary, or all tokens together would be
     /// more than the context holds.
     pub fn generate(&self, ids: &[u32], n_new: usize, end: Option<u32>) -> Result<Generate<'_>> {
-        self.check_ids(ids, n_new)?;
+        self.config().check_ids(ids, n_new)?;
         let n_tokens = ids.len() + n_new;
         let cache = (!self.looks_ahead(n_tokens)).then(|| Cache::for_all_layers(self.config(), n_tokens));
         Ok(Generate { gpt2: self, cache, pending: ids.to_vec(), n_left: n_new, end })

@@ -32,6 +32,7 @@
 mod config;
 mod few;
 mod generate;
+pub mod gpu;
 pub mod init;
 mod math;
 mod matmul;

@@ -13,10 +13,7 @@ use crate::{
     weights::{Block, Linear, Mask, Weights},
 };
 use std::thread::available_parallelism;
-use unladen::{
-    StateDict,
-    error::{Fault, Result},
-};
+use unladen::{StateDict, error::Result};
 
 /// A GPT-2 whose weights lie in a state dict. Nothing is copied.
 pub struct Gpt2<'a> {
@@ -81,7 +78,7 @@ impl<'a> Gpt2<'a> {
     ///
     /// Fails with `Mismatch` if `ids` is empty, longer than the context, or holds an id outside the vocabulary.
     pub fn forward(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.check_ids(ids, 0)?;
+        self.config.check_ids(ids, 0)?;
         Ok(self.threads.run(|| {
             let x = self.whole(ids); // (emb, tokens)
             let mut logits = vec![0.0; ids.len() * self.config.vocab_size]; // (tokens, vocab)
@@ -92,7 +89,7 @@ impl<'a> Gpt2<'a> {
 
     /// The logits of the last position, `(vocab)`: what [`Gpt2::forward`] ends with, for less work.
     pub fn forward_last(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.check_ids(ids, 0)?;
+        self.config.check_ids(ids, 0)?;
         Ok(self.threads.run(|| self.last_logits(&self.whole(ids), ids.len())))
     }
 
@@ -102,28 +99,6 @@ impl<'a> Gpt2<'a> {
             let x = self.blocks(ids, cache);
             self.last_logits(&x, ids.len())
         })
-    }
-
-    /// Fails with `Mismatch` unless the model can take `ids` and `n_new` more.
-    pub(crate) fn check_ids(&self, ids: &[u32], n_new: usize) -> Result<()> {
-        let Config { vocab_size, context_length, .. } = self.config;
-        let n_tokens = ids.len().saturating_add(n_new);
-        if ids.is_empty() {
-            return Err(Fault::new("at least one token", "none").hint("give some text").mismatch());
-        }
-        if n_tokens > context_length {
-            let expected = format!("at most {context_length} tokens, the model's context");
-            return Err(Fault::new(expected, n_tokens.to_string()).hint("give fewer tokens").mismatch());
-        }
-        match ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab_size) {
-            Some((at, id)) => Err(Fault::new(
-                format!("token ids below {vocab_size}, the model's vocabulary"),
-                format!("{id} at position {at}"),
-            )
-            .hint("the text was tokenised for another model")
-            .mismatch()),
-            None => Ok(()),
-        }
     }
 
     /// True if a query of the first `n_tokens` may see a key that comes after it, in any layer.

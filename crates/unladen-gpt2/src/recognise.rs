@@ -10,6 +10,22 @@ use unladen::{
     error::{Fault, Result},
 };
 
+/// The types that a forward pass takes weights in.
+pub(crate) struct Floats {
+    pub(crate) dtypes: &'static [DType],
+    /// As errors name them.
+    pub(crate) spelled: &'static str,
+    /// For those who have another one.
+    pub(crate) hint: &'static str,
+}
+
+/// What the host computes with.
+pub(crate) const HOST_FLOATS: Floats = Floats {
+    dtypes: &[DType::F32],
+    spelled: "float32",
+    hint: "the forward pass computes in float32; cast the checkpoint to it",
+};
+
 /// A tensor as far as it is known before a load: its name, dtype and shape.
 pub type Listed<'a> = (&'a str, DType, &'a [u64]);
 
@@ -26,10 +42,19 @@ pub fn recognise<'t>(
     tensors: impl IntoIterator<Item = Listed<'t>>,
     n_heads: Option<usize>,
 ) -> Result<Option<(Config, Naming)>> {
+    recognise_with(tensors, n_heads, &HOST_FLOATS)
+}
+
+/// As [`recognise`], for a forward pass that takes other types.
+pub(crate) fn recognise_with<'t>(
+    tensors: impl IntoIterator<Item = Listed<'t>>,
+    n_heads: Option<usize>,
+    floats: &Floats,
+) -> Result<Option<(Config, Naming)>> {
     let tensors: Vec<Listed<'_>> = tensors.into_iter().collect();
     let Some(naming) = naming_of(&tensors) else { return Ok(None) };
     let config = config_of(&tensors, naming, n_heads)?;
-    check(tensors, &config, naming)?;
+    check(tensors, &config, naming, floats)?;
     Ok(Some((config, naming)))
 }
 
@@ -90,6 +115,7 @@ pub(crate) fn check<'t>(
     tensors: impl IntoIterator<Item = Listed<'t>>,
     config: &Config,
     naming: Naming,
+    floats: &Floats,
 ) -> Result<()> {
     config.check()?;
     let mut found: HashMap<&str, (DType, &[u64])> =
@@ -97,19 +123,19 @@ pub(crate) fn check<'t>(
     for (row, name) in naming.tensors(*config) {
         let shape: Vec<u64> = row.shape.iter().map(|it| it.of(config)).collect();
         match found.remove(name.as_str()) {
-            Some((dtype, found)) if found != shape || !is_accepted(row, dtype) => {
+            Some((dtype, found)) if found != shape || !is_accepted(row, dtype, floats) => {
                 let fault =
-                    Fault::new(format!("float32 {shape:?}"), format!("{dtype} {found:?}")).tensor(name);
+                    Fault::new(format!("{} {shape:?}", floats.spelled), format!("{dtype} {found:?}")).tensor(name);
                 let is_dtype = found == shape;
                 let hint = if is_dtype {
-                    "the forward pass computes in float32; cast the checkpoint to it"
+                    floats.hint
                 } else {
                     "the embeddings and the blocks come from models of different sizes"
                 };
                 return Err(fault.hint(hint).mismatch());
             }
             None if row.presence == Presence::Required => {
-                return Err(missing(name, format!("float32 {shape:?}")));
+                return Err(missing(name, format!("{} {shape:?}", floats.spelled)));
             }
             _ => {}
         }
@@ -121,8 +147,8 @@ pub(crate) fn check<'t>(
 }
 
 /// Masks are compared with zero only, so they may be booleans, as later versions of the notebook's model have them.
-fn is_accepted(row: &Row, dtype: DType) -> bool {
-    dtype == DType::F32 || (row.role == Role::Mask && dtype == DType::Bool)
+fn is_accepted(row: &Row, dtype: DType, floats: &Floats) -> bool {
+    floats.dtypes.contains(&dtype) || (row.role == Role::Mask && dtype == DType::Bool)
 }
 
 fn missing(name: String, expected: String) -> unladen::Error {

@@ -4,7 +4,7 @@ use crate::{
     config::Config,
     matmul::Matrix,
     names::{Naming, Part, Role},
-    recognise::{check, tensors_of},
+    recognise::{HOST_FLOATS, check, tensors_of},
 };
 use std::ops::Range;
 use unladen::{
@@ -88,7 +88,7 @@ pub(crate) struct Weights<'a> {
 impl<'a> Weights<'a> {
     /// Fails with `Mismatch` unless the state dict is exactly the model's, aligned for `f32`, vectors contiguous.
     pub(crate) fn find(state: &'a StateDict<'_>, config: &Config, naming: Naming) -> Result<Weights<'a>> {
-        check(tensors_of(state), config, naming)?;
+        check(tensors_of(state), config, naming, &HOST_FLOATS)?;
         let finder = Finder { state, naming, emb_dim: config.emb_dim };
         let token_embedding = finder.matrix(Role::TokenEmbedding, 0)?;
         Ok(Weights {

@@ -14,9 +14,9 @@ mod disabled;
 mod enabled;
 
 #[cfg(not(feature = "cuda"))]
-pub use disabled::{Context, InFlight, Memory, Slot, Upload, gpus, has_driver};
+pub use disabled::{Context, Function, GpuCasts, InFlight, Memory, Module, Slot, Upload, gpus, has_driver};
 #[cfg(feature = "cuda")]
-pub use enabled::{Context, InFlight, Memory, Slot, Upload, gpus, has_driver};
+pub use enabled::{Context, Function, GpuCasts, InFlight, Memory, Module, Slot, Upload, gpus, has_driver};
 
 /// What the driver knows of this machine.
 #[derive(Debug)]
@@ -55,6 +55,19 @@ pub struct SlotCopy<'m> {
     pub target_byte: u64,
 }
 
+/// What a kernel is given for a parameter.
+#[derive(Clone, Copy, Debug)]
+pub enum Arg<'m> {
+    /// For a pointer: an address in memory on the GPU, so many bytes from its start.
+    Memory(&'m Memory, u64),
+    /// For a number of 32 bits.
+    U32(u32),
+    /// For a number of 64 bits. For a pointer, 0 is the null pointer.
+    U64(u64),
+    /// For a `float`.
+    F32(f32),
+}
+
 /// The device that a GPU is, as the user spells it.
 fn device_name(ordinal: u32) -> String {
     format!("cuda:{ordinal}")
@@ -63,7 +76,10 @@ fn device_name(ordinal: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{HostBuffer, Reservation};
+    use crate::{
+        dtype::DType,
+        memory::{HostBuffer, Reservation},
+    };
 
     /// Compiled with and without the feature: both twins have this shape.
     #[test]
@@ -94,6 +110,15 @@ mod tests {
         let _: fn(&Upload, Slot, &[SlotCopy<'_>]) -> Result<InFlight> = Upload::submit;
         let _: fn(&InFlight) -> Result<bool> = InFlight::is_done;
         let _: fn(InFlight) -> Result<Slot> = InFlight::wait;
+        let _: fn(&Context, &str) -> Result<Module> = Module::load;
+        let _: fn(&Module, &str) -> Result<Function> = Module::function;
+        let _: unsafe fn(&Function, u32, u32, &[Arg<'_>]) -> Result<()> = Function::launch;
+        let _: fn(&Context) -> Result<GpuCasts> = GpuCasts::load;
+        let _: fn(DType, DType) -> bool = GpuCasts::can_cast;
+        let _: fn(&GpuCasts, [DType; 2], (&Memory, u64), (&Memory, u64), u64) -> Result<()> = GpuCasts::cast;
+        any_thread::<Module>();
+        any_thread::<Function>();
+        any_thread::<GpuCasts>();
         any_thread::<Context>();
         any_thread::<Memory>();
         any_thread::<Slot>();

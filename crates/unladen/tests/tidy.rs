@@ -12,7 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("io_path", &["error"]),
     ("progress", &["error"]),
     ("memory", &["device", "error", "io_path", "progress"]),
-    ("cuda", &["device", "error", "memory"]),
+    ("cuda", &["device", "dtype", "error", "memory"]),
     ("stamp", &["error"]),
     ("tensor", &["dtype", "error"]),
     ("checkpoint", &["cast", "dtype", "error", "stamp", "tensor"]),

@@ -2,6 +2,10 @@
 // Documented in `enabled`, where they do something.
 #![allow(missing_docs)]
 
+mod module;
+
+pub use module::{Function, GpuCasts, Module};
+
 use super::{Gpus, SlotCopy, device_name};
 use crate::{
     error::{Error, Result},

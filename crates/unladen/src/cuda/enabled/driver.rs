@@ -23,7 +23,7 @@ pub(super) const NOT_READY: Code = 600;
 /// The name that the driver itself has. The plain `libcuda.so` may be the toolkit's, which has no driver behind it.
 const LIBRARIES: [&CStr; 2] = [c"libcuda.so.1", c"libcuda.so"];
 
-/// A context, stream or event: a name that only the driver looks behind. The null handle names none, and of streams the
+/// A context, stream, event, module or kernel: a name that only the driver looks behind. The null handle names none, and of streams the
 /// one that is always there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
@@ -127,6 +127,23 @@ functions! {
     cuEventQuery(event: Handle);
     cuEventSynchronize(event: Handle);
     cuEventDestroy_v2(event: Handle);
+
+    cuModuleLoadData(module: *mut Handle, image: *const c_void);
+    cuModuleGetFunction(function: *mut Handle, module: Handle, name: *const c_char);
+    cuModuleUnload(module: Handle);
+    cuLaunchKernel(
+        function: Handle,
+        grid_x: c_uint,
+        grid_y: c_uint,
+        grid_z: c_uint,
+        block_x: c_uint,
+        block_y: c_uint,
+        block_z: c_uint,
+        shared_bytes: c_uint,
+        stream: Handle,
+        params: *mut *mut c_void,
+        extra: *mut *mut c_void
+    );
 }
 
 impl Driver {
