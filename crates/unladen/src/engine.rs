@@ -105,9 +105,10 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<(StateDict<'a>, Used
                 let (chunk_bytes, fresh, paths) = (*chunk_bytes, *fresh, plan.io());
                 Stream { staging, chunk_bytes, fresh, reads, paths, n_threads }.run(&mut slots, io)?;
             }
-            Step::Upload { staging, rooms, reads } => {
+            Step::Upload { staging, rooms, scratch, reads } => {
                 let (rooms, paths) = (*rooms, plan.io());
-                let is_pinned = Upload { staging, rooms, reads, paths, n_threads }.run(&mut slots, io)?;
+                let upload = Upload { staging, rooms, scratch, reads, paths, n_threads };
+                let is_pinned = upload.run(&mut slots, io)?;
                 gpus.used.is_pinned &= is_pinned;
             }
             Step::Populate { slot, ranges } => copy::populate(*slot, ranges, &slots, n_threads, io)?,

@@ -242,18 +242,18 @@ fn a_full_gpu_says_what_is_free_and_takes_what_fits() {
     };
     fake.tell("memory 100000000");
     let context = context(0);
-    let ledger = Ledger::new(false);
-    let reserve = |len_bytes| ledger.reserve(Space::Device, len_bytes);
+    let ledger = Ledger::new();
+    let reserve = |len_bytes| ledger.reserve(Space::Device(Device::Cuda(0)), len_bytes);
     let error = Memory::new(&context, reserve(100_000_001)).unwrap_err();
     let text = message(&error);
     assert!(text.starts_with("cuda:0: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY ("), "{text}");
     assert!(text.ends_with(" for 100000001 bytes, 100000000 of 100000000 bytes are free"), "{text}");
     assert!(error.hint().contains("--device-budget"), "{}", error.hint());
-    assert_eq!(ledger.get().0.device_bytes, 0);
+    assert_eq!(ledger.get().0.device_bytes.total_bytes(), 0);
     let fits = Memory::new(&context, reserve(50_000_000)).unwrap();
-    assert_eq!(ledger.get().0.device_bytes, 50_000_000);
+    assert_eq!(ledger.get().0.device_bytes.total_bytes(), 50_000_000);
     drop(fits);
-    assert_eq!(ledger.get().0.device_bytes, 0);
+    assert_eq!(ledger.get().0.device_bytes.total_bytes(), 0);
 }
 
 #[test]
@@ -349,9 +349,9 @@ fn dropping_a_flight_waits_for_it() {
 fn what_a_flight_needs_stays_until_it_ends_whoever_drops_it() {
     let name = "what_a_flight_needs_stays_until_it_ends_whoever_drops_it";
     let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
-    let ledger = Ledger::new(false);
+    let ledger = Ledger::new();
     let context = context(0);
-    let target = Memory::new(&context, ledger.reserve(Space::Device, SLOT_BYTES)).unwrap();
+    let target = Memory::new(&context, ledger.reserve(Space::Device(Device::Cuda(0)), SLOT_BYTES)).unwrap();
     let upload = Upload::new(&context).unwrap();
     let slot = slot(&context, 4);
     fake.tell("hold on");
@@ -361,13 +361,13 @@ fn what_a_flight_needs_stays_until_it_ends_whoever_drops_it() {
     drop(context);
     let report = fake.report();
     let live = ["memory", "registrations", "streams", "events"].map(|it| report.live(it));
-    assert_eq!((live, ledger.get().0.device_bytes), ([1; 4], SLOT_BYTES));
+    assert_eq!((live, ledger.get().0.device_bytes.total_bytes()), ([1; 4], SLOT_BYTES));
     fake.tell("");
     let slot = in_flight.wait().unwrap();
     assert!(slot.as_slice() == bytes(SLOT_BYTES, 4));
     let report = fake.report();
     let live = ["memory", "registrations", "streams", "events"].map(|it| report.live(it));
-    assert_eq!((live, ledger.get().0.device_bytes), ([0, 1, 0, 1], 0));
+    assert_eq!((live, ledger.get().0.device_bytes.total_bytes()), ([0, 1, 0, 1], 0));
 }
 
 #[test]
@@ -460,9 +460,9 @@ fn a_gpu_that_answers_no_more_keeps_what_it_may_still_use() {
     };
     let name = "a_gpu_that_answers_no_more_keeps_what_it_may_still_use";
     let Some(fake) = Fake::over(name, look) else { return };
-    let ledger = Ledger::new(false);
+    let ledger = Ledger::new();
     let context = context(0);
-    let target = Memory::new(&context, ledger.reserve(Space::Device, SLOT_BYTES)).unwrap();
+    let target = Memory::new(&context, ledger.reserve(Space::Device(Device::Cuda(0)), SLOT_BYTES)).unwrap();
     let slot = slot(&context, 1);
     let waits = ["cuEventSynchronize", "cuStreamSynchronize", "cuCtxSynchronize"];
     let waits = waits.map(|it| format!("fail {it} 1 999 always")).join("\n");
@@ -470,7 +470,7 @@ fn a_gpu_that_answers_no_more_keeps_what_it_may_still_use() {
     let in_flight = Upload::new(&context).unwrap().submit(slot, &[whole(&target, 0)]).unwrap();
     assert!(in_flight.wait().is_err());
     drop(target);
-    assert_eq!(ledger.get().0.device_bytes, SLOT_BYTES);
+    assert_eq!(ledger.get().0.device_bytes.total_bytes(), SLOT_BYTES);
     // What was left is still whole, so the copy does no harm when it runs at last.
     fake.tell("");
     context.synchronize().unwrap();
@@ -530,7 +530,7 @@ fn a_buffer_that_the_driver_does_not_let_go_of_is_never_unmapped() {
     let look = |report: &Report| assert_eq!(report.live("contexts"), 0, "{}", report.0);
     let Some(fake) = Fake::over(name, look) else { return };
     let context = context(0);
-    let ledger = Ledger::new(false);
+    let ledger = Ledger::new();
     let pinned = || {
         let buffer = HostBuffer::new(ledger.reserve(Space::Staging, SLOT_BYTES), Path::new("test")).unwrap();
         Slot::new(buffer, std::slice::from_ref(&context)).unwrap()

@@ -163,7 +163,7 @@ fn line(step: &Step) -> Line {
             reads.iter().map(|it| it.len_bytes).sum(),
             how(staging.len(), *chunk_bytes, fresh.is_some_and(|it| it.is_placed), reads),
         ),
-        Step::Upload { staging, rooms, reads } => line(
+        Step::Upload { staging, rooms, reads, .. } => line(
             "upload",
             reads.iter().map(|it| it.len_bytes).sum(),
             how(staging.len(), rooms.chunk_bytes, false, reads),

@@ -58,8 +58,8 @@ impl OnGpu {
             start_bytes.push(all.len() as u64);
             all.extend_from_slice(&tensor.bytes);
         }
-        let ledger = Ledger::new(false);
-        let memory = Memory::new(&context, ledger.reserve(Space::Device, all.len() as u64)).unwrap();
+        let ledger = Ledger::new();
+        let memory = Memory::new(&context, ledger.reserve(Space::Device(Device::Cuda(0)), all.len() as u64)).unwrap();
         memory.write(0, &all).unwrap();
         OnGpu { kernels: Kernels::load(&context).unwrap(), memory, start_bytes }
     }
@@ -86,16 +86,16 @@ fn with_model<T>(
     let on_gpu = OnGpu::new(tensors);
     let listed = tensors.iter().map(|it| (&*it.name, it.dtype, &it.shape[..]));
     let (config, naming) = recognise(listed, Some(n_heads))?.unwrap();
-    let ledger = Ledger::new(false);
+    let ledger = Ledger::new();
     let asked = {
-        let reserve = |len_bytes| ledger.reserve(Space::Device, len_bytes);
+        let reserve = |len_bytes| ledger.reserve(Space::Device(Device::Cuda(0)), len_bytes);
         let seen = on_gpu.see(tensors);
         let mut model = GpuModel::new(&on_gpu.kernels, &seen, config, naming, max_tokens, reserve)?;
-        let held_bytes = ledger.get().0.device_bytes;
+        let held_bytes = ledger.get().0.device_bytes.total_bytes();
         assert_eq!(held_bytes, GpuModel::scratch_bytes(&config, max_tokens).unwrap());
         ask(&mut model)
     };
-    assert_eq!(ledger.get().0.device_bytes, 0);
+    assert_eq!(ledger.get().0.device_bytes.total_bytes(), 0);
     Ok(asked)
 }
 
@@ -254,11 +254,11 @@ fn what_the_gpu_cannot_compute_is_named_before_anything_runs() {
     let refused = |change: &dyn Fn(&mut GpuTensor<'_>)| {
         let mut seen = on_gpu.see(&tensors);
         seen.iter_mut().filter(|it| it.name == "final_norm.scale").for_each(change);
-        let ledger = Ledger::new(false);
-        let reserve = |len_bytes| ledger.reserve(Space::Device, len_bytes);
+        let ledger = Ledger::new();
+        let reserve = |len_bytes| ledger.reserve(Space::Device(Device::Cuda(0)), len_bytes);
         let model = GpuModel::new(&on_gpu.kernels, &seen, config, Naming::Notebook, 8, reserve);
         let error = model.map(|_| ()).unwrap_err();
-        assert_eq!((error.kind(), ledger.get().1.device_bytes), ("Mismatch", 0));
+        assert_eq!((error.kind(), ledger.get().1.device_bytes.total_bytes()), ("Mismatch", 0));
         assert!(error.to_string().contains("`final_norm.scale`"), "{error}");
         error.to_string()
     };
@@ -269,12 +269,12 @@ fn what_the_gpu_cannot_compute_is_named_before_anything_runs() {
     assert!(refused(&|it| it.start_byte = it.memory.len_bytes() - 4).contains("256 bytes from byte"));
 
     let other = Context::open(1).unwrap();
-    let reservation = Ledger::new(false).reserve(Space::Device, 256);
+    let reservation = Ledger::new().reserve(Space::Device(Device::Cuda(0)), 256);
     let elsewhere = Memory::new(&other, reservation).unwrap();
     let mut seen = on_gpu.see(&tensors);
     let norm = seen.iter_mut().find(|it| it.name == "final_norm.scale").unwrap();
     (norm.memory, norm.start_byte) = (&elsewhere, 0);
-    let reserve = |len_bytes| Ledger::new(false).reserve(Space::Device, len_bytes);
+    let reserve = |len_bytes| Ledger::new().reserve(Space::Device(Device::Cuda(0)), len_bytes);
     let model = GpuModel::new(&on_gpu.kernels, &seen, config, Naming::Notebook, 8, reserve);
     assert!(model.map(|_| ()).unwrap_err().to_string().contains("every tensor on cuda:0, found one on cuda:1"));
 }

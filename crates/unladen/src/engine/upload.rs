@@ -11,12 +11,12 @@ use super::{
     worker::{Common, Files, Read as FileRead, Staging, convert, fill, too_small},
 };
 use crate::{
-    cuda::{self, Context, InFlight, Memory, SlotCopy},
+    cuda::{self, Context, GpuCasts, InFlight, Memory, SlotCopy},
     destination::Arena,
     error::Result,
     io_path::IoPath,
     memory::{PAGE_BYTES, staging_bytes},
-    plan::{Read, Rooms, SlotId, Span, Way},
+    plan::{Change, Read, Rooms, SlotId, Span, Way},
     tensor::FileId,
 };
 use smallvec::SmallVec;
@@ -29,6 +29,8 @@ const CUT_ELEMS: u64 = PAGE_BYTES;
 pub(super) struct Upload<'p> {
     pub(super) staging: &'p [SlotId],
     pub(super) rooms: Rooms,
+    /// By the GPU's ordinal.
+    pub(super) scratch: &'p [(u32, SlotId)],
     pub(super) reads: &'p [Read],
     /// By file.
     pub(super) paths: &'p [IoPath],
@@ -40,6 +42,34 @@ struct Full {
     slot: cuda::Slot,
     /// Of the buffer.
     range: Range<usize>,
+    target: Span,
+    /// The GPU widens them.
+    widen: Option<Change>,
+}
+
+/// A GPU that something is read to.
+struct Gpu<'s> {
+    ordinal: u32,
+    upload: cuda::Upload,
+    /// Where elements are widened from.
+    scratch: Option<(GpuCasts, &'s Memory)>,
+    /// Buffers of them so far: they have the two halves of the scratch by turns.
+    n_widened: u64,
+}
+
+/// What is on its way.
+struct Flight {
+    in_flight: InFlight,
+    widen: Option<Widen>,
+}
+
+/// What there is to do once it has arrived.
+struct Widen {
+    change: Change,
+    /// Position of the GPU.
+    gpu: usize,
+    scratch_byte: u64,
+    n_elems: u64,
     target: Span,
 }
 
@@ -81,8 +111,7 @@ impl Upload<'_> {
         slots: &Slots<'_>,
         io: Io<'_>,
     ) -> Result<Vec<cuda::Slot>> {
-        let upload = |context: &Context| Ok((context.ordinal(), cuda::Upload::new(context)?));
-        let uploads = contexts.iter().map(upload).collect::<Result<Vec<_>>>()?;
+        let mut gpus = contexts.iter().map(|it| self.gpu(it, slots)).collect::<Result<Vec<_>>>()?;
         let ring: Ring<cuda::Slot, Full> = Ring::new(empty);
         let (filled, emptied) = thread::scope(|scope| {
             let filling = thread::Builder::new().stack_size(crate::memory::STACK_BYTES as usize);
@@ -96,7 +125,7 @@ impl Upload<'_> {
             });
             match filling {
                 Ok(filling) => {
-                    let emptied = self.empty_all(&ring, &uploads, slots);
+                    let emptied = self.empty_all(&ring, &mut gpus, slots);
                     if emptied.is_err() {
                         ring.stop();
                     }
@@ -109,6 +138,14 @@ impl Upload<'_> {
         filled?;
         emptied?;
         Ok(ring.into_empty())
+    }
+
+    fn gpu<'s>(&self, context: &Context, slots: &'s Slots<'_>) -> Result<Gpu<'s>> {
+        let ordinal = context.ordinal();
+        let scratch = self.scratch.iter().find(|(of, _)| *of == ordinal);
+        let scratch = scratch.map(|(_, slot)| Ok((GpuCasts::load(context)?, memory(slots, *slot)?)));
+        let (upload, scratch) = (cuda::Upload::new(context)?, scratch.transpose()?);
+        Ok(Gpu { ordinal, upload, scratch, n_widened: 0 })
     }
 
     /// Fills buffers with every piece of every read, on several threads.
@@ -139,35 +176,50 @@ impl Upload<'_> {
     fn empty_all(
         &self,
         ring: &Ring<cuda::Slot, Full>,
-        uploads: &[(u32, cuda::Upload)],
+        gpus: &mut [Gpu<'_>],
         slots: &Slots<'_>,
     ) -> Result<()> {
-        let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(self.staging.len());
+        let mut flights: VecDeque<Flight> = VecDeque::with_capacity(self.staging.len());
         loop {
-            while in_flight.front().map(InFlight::is_done).transpose()?.unwrap_or(false) {
-                give_back(&mut in_flight, ring)?;
+            while flights.front().map(|it| it.in_flight.is_done()).transpose()?.unwrap_or(false) {
+                land(&mut flights, ring, gpus, slots)?;
             }
-            match ring.take_full(in_flight.is_empty()) {
-                Next::Full(Full { slot, range, target }) => {
-                    let memory = memory(slots, target.slot)?;
-                    let upload = uploads.iter().find(|(ordinal, _)| *ordinal == memory.ordinal());
-                    let copy = SlotCopy {
-                        slot_byte: range.start as u64,
-                        len_bytes: range.len() as u64,
-                        target: memory,
-                        target_byte: target.start_byte,
-                    };
-                    let (_, upload) = upload.ok_or_else(|| missing(target.slot))?;
-                    in_flight.push_back(upload.submit(slot, &[copy])?);
+            match ring.take_full(flights.is_empty()) {
+                Next::Full(full) => {
+                    // Both halves of the scratch are in use: the first must be free again.
+                    let is_widened = |it: &&Flight| it.widen.is_some();
+                    while full.widen.is_some() && flights.iter().filter(is_widened).count() >= 2 {
+                        land(&mut flights, ring, gpus, slots)?;
+                    }
+                    flights.push_back(self.submit(full, gpus, slots)?);
                 }
-                Next::Later => give_back(&mut in_flight, ring)?,
+                Next::Later => land(&mut flights, ring, gpus, slots)?,
                 Next::Ended => break,
             }
         }
-        while !in_flight.is_empty() {
-            give_back(&mut in_flight, ring)?;
+        while !flights.is_empty() {
+            land(&mut flights, ring, gpus, slots)?;
         }
         Ok(())
+    }
+
+    fn submit(&self, full: Full, gpus: &mut [Gpu<'_>], slots: &Slots<'_>) -> Result<Flight> {
+        let Full { slot, range, target, widen } = full;
+        let to = memory(slots, target.slot)?;
+        let gpu = gpus.iter().position(|it| it.ordinal == to.ordinal()).ok_or_else(|| missing(target.slot))?;
+        let (number, Gpu { upload, scratch, n_widened, .. }) = (gpu, &mut gpus[gpu]);
+        let len_bytes = range.len() as u64;
+        let copy = |target, target_byte| SlotCopy { slot_byte: range.start as u64, len_bytes, target, target_byte };
+        let Some(change) = widen else {
+            let in_flight = upload.submit(slot, &[copy(to, target.start_byte)])?;
+            return Ok(Flight { in_flight, widen: None });
+        };
+        let (_, scratch) = scratch.as_ref().ok_or_else(|| missing(target.slot))?;
+        let scratch_byte = *n_widened % 2 * self.rooms.chunk_bytes;
+        *n_widened += 1;
+        let n_elems = len_bytes / change.from.size_bytes();
+        let widen = Widen { change, gpu: number, scratch_byte, n_elems, target };
+        Ok(Flight { in_flight: upload.submit(slot, &[copy(scratch, scratch_byte)])?, widen: Some(widen) })
     }
 
     /// Brings a piece into a buffer, as it shall lie on the GPU.
@@ -207,7 +259,7 @@ impl Upload<'_> {
             Way::Elements(change) => {
                 let bytes = fill(source, &read)?;
                 change.resolve.apply(change.from, bytes);
-                match change.from == change.to {
+                match change.from == change.to || change.widens() {
                     true => from_source,
                     false => {
                         convert(change, bytes, laid_out?);
@@ -224,12 +276,16 @@ impl Upload<'_> {
             }
             Way::Gather(gathers) => {
                 Staging { source, cast }.gathers(files, gathers, laid_out?, common)?;
-                return Ok(Full { slot, range: from_room, target });
+                return Ok(Full { slot, range: from_room, target, widen: None });
             }
         };
         common.io.progress.add(len_bytes);
         read.file.check_unchanged()?;
-        Ok(Full { slot, range, target })
+        let widen = match way {
+            Way::Elements(change) => Some(*change).filter(Change::widens),
+            _ => None,
+        };
+        Ok(Full { slot, range, target, widen })
     }
 
     /// The next piece of a read, and what is left of it.
@@ -275,12 +331,19 @@ fn memory<'s>(slots: &'s Slots<'_>, slot: SlotId) -> Result<&'s Memory> {
     }
 }
 
-/// Waits for the copy that was handed over first.
-fn give_back(in_flight: &mut VecDeque<InFlight>, ring: &Ring<cuda::Slot, Full>) -> Result<()> {
-    if let Some(first) = in_flight.pop_front() {
-        ring.give_empty(first.wait()?);
-    }
-    Ok(())
+/// Waits for what was handed over first, gives its buffer back, and has it widened if it is to be.
+fn land(
+    flights: &mut VecDeque<Flight>,
+    ring: &Ring<cuda::Slot, Full>,
+    gpus: &[Gpu<'_>],
+    slots: &Slots<'_>,
+) -> Result<()> {
+    let Some(Flight { in_flight, widen }) = flights.pop_front() else { return Ok(()) };
+    ring.give_empty(in_flight.wait()?);
+    let Some(Widen { change, gpu, scratch_byte, n_elems, target }) = widen else { return Ok(()) };
+    let (casts, scratch) = gpus[gpu].scratch.as_ref().ok_or_else(|| missing(target.slot))?;
+    let to = (memory(slots, target.slot)?, target.start_byte);
+    casts.cast([change.from, change.to], (scratch, scratch_byte), to, n_elems)
 }
 
 /// What a thread brings into one buffer.

@@ -125,7 +125,7 @@ impl<'a> Request<'a> {
         strategy: Strategy,
         generate: impl Fn(&Generator<'_>) -> Result<Steps>,
     ) -> Result<LoadPlan> {
-        let mut leanest: Option<LoadPlan> = None;
+        let (mut leanest, mut leanest_on_devices): (Option<LoadPlan>, Option<LoadPlan>) = (None, None);
         // Mapped pages are brought in where they fit; what fits without that still fits.
         let populates = [true, false].into_iter().filter(|it| !it || self.may_populate());
         for (populates, ring) in populates.flat_map(|it| self.rings().map(move |ring| (it, ring))) {
@@ -142,11 +142,20 @@ impl<'a> Request<'a> {
             let brought_in_bytes = if populates { plan.predicted.mapped_bytes } else { 0 };
             let needed_bytes = needed_of_machine_bytes(plan.predicted).saturating_add(brought_in_bytes);
             if fits_budget && needed_bytes <= self.machine.free_host_bytes {
-                return self.check_device(plan);
-            }
-            if leanest.as_ref().is_none_or(|it| plan.overhead_bytes() < it.overhead_bytes()) {
+                if self.check_devices(&plan).is_ok() {
+                    return Ok(plan);
+                }
+                // What is widened on a GPU has scratch there, as large as the staging is.
+                let on_devices = |it: &LoadPlan| it.predicted.device_bytes.total_bytes();
+                if leanest_on_devices.as_ref().is_none_or(|it| on_devices(&plan) < on_devices(it)) {
+                    leanest_on_devices = Some(plan);
+                }
+            } else if leanest.as_ref().is_none_or(|it| plan.overhead_bytes() < it.overhead_bytes()) {
                 leanest = Some(plan);
             }
+        }
+        if let Some(plan) = leanest_on_devices {
+            self.check_devices(&plan)?;
         }
         let plan = leanest.expect("one size of staging at least");
         let (needed_bytes, budget_bytes) = (plan.overhead_bytes(), self.options.host_budget_bytes);
@@ -155,7 +164,7 @@ impl<'a> Request<'a> {
             let tensor = largest(&plan).or(self.largest());
             return Err(over(self.checkpoint, Limit::HostBudget, what, tensor, needed_bytes, budget_bytes));
         }
-        let plan = self.check_device(plan)?;
+        self.check_devices(&plan)?;
         let (needed_bytes, free_bytes) =
             (needed_of_machine_bytes(plan.predicted), self.machine.free_host_bytes);
         Err(over(self.checkpoint, Limit::FreeMemory, what, self.largest(), needed_bytes, free_bytes))
@@ -246,7 +255,7 @@ impl<'a> Request<'a> {
     }
 
     /// Checks what staging cannot change.
-    fn check_device(&self, plan: LoadPlan) -> Result<LoadPlan> {
+    fn check_devices(&self, plan: &LoadPlan) -> Result<()> {
         let over = |device: Device, limit: Limit, needed_bytes: u64, most_bytes: u64| {
             let what = match plan.devices[..] {
                 [_] => plan.strategy.name().to_owned(),
@@ -269,7 +278,7 @@ impl<'a> Request<'a> {
                 return over(device, Limit::FreeDeviceMemory, needed_bytes, free_bytes);
             }
         }
-        Ok(plan)
+        Ok(())
     }
 
     fn largest_on(&self, device: Device) -> Option<TensorId> {

@@ -15,7 +15,11 @@ use crate::{
     memory::{PAGE_BYTES, Space},
     tensor::{Backing, FileId, TensorId},
 };
-use std::{borrow::Cow, collections::BTreeMap, ops::Range};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 
 /// What the steps of a plan are made from.
 pub(super) struct Generator<'a> {
@@ -184,7 +188,7 @@ impl Generator<'_> {
         }
         via.into_iter().for_each(|slot| steps.release(slot));
         match is_gpu {
-            true => steps.upload(reads, self.ring),
+            true => steps.upload(reads, self.ring, |_| ordinal(device)),
             false if !reads.is_empty() => steps.stream(reads, self.ring, None),
             false => {}
         }
@@ -315,7 +319,8 @@ impl Generator<'_> {
             let len_bytes = laid_out.len_bytes.get(slot).copied().unwrap_or(0);
             steps.reserve_slot(*slot, Space::Device(*device), len_bytes, owner, *tensor);
         }
-        steps.upload(laid_out.reads, self.ring);
+        let device_of: HashMap<SlotId, Device> = slots.iter().map(|(slot, device, _)| (*slot, *device)).collect();
+        steps.upload(laid_out.reads, self.ring, |slot| device_of.get(&slot).copied().and_then(ordinal));
         Ok((laid_out.places, slots.into_iter().map(|(slot, ..)| slot).collect()))
     }
 
@@ -366,6 +371,13 @@ impl Generator<'_> {
         if target.len_bytes > 0 {
             steps.push(Step::Copy(Copy { source, target, change: None, via: None }));
         }
+    }
+}
+
+fn ordinal(device: Device) -> Option<u32> {
+    match device {
+        Device::Host => None,
+        Device::Cuda(ordinal) => Some(ordinal),
     }
 }
 

@@ -119,7 +119,7 @@ pub(super) fn upload_room(reads: &[Read], ring: Ring) -> UploadRoom {
         }),
         target_bytes: most(&|read| match &read.way {
             Way::Plain => 0,
-            Way::Elements(change) if change.from == change.to => 0,
+            Way::Elements(change) if change.from == change.to || change.widens() => 0,
             // No less than an element, which no cut divides.
             Way::Elements(change) => change.target_bytes(used_bytes(read).next_multiple_of(PAGE_BYTES)),
             Way::Parts(_) | Way::Gather(_) => read.target.len_bytes,

@@ -2,11 +2,12 @@
 
 use super::staging::{PLACED_BYTES, Ring, Room, UploadRoom, room, upload_room};
 use crate::{
+    device::Device,
     dtype::{DType, Resolve},
     memory::{PAGE_BYTES, Space},
     tensor::{Block, FileId, Layout, TensorId},
 };
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
 /// A named piece of memory of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +39,11 @@ impl Change {
     /// True if the bytes stay as they are.
     pub fn is_nothing(&self) -> bool {
         self.from == self.to && self.resolve.is_nothing()
+    }
+
+    /// True if they take more bytes in memory than in the file: a GPU then makes them wider behind the bus.
+    pub fn widens(&self) -> bool {
+        self.to.size_bytes() > self.from.size_bytes()
     }
 
     /// Bytes that so many bytes of whole elements take in memory.
@@ -209,6 +215,9 @@ pub enum Step {
         staging: Vec<SlotId>,
         /// How each is cut.
         rooms: Rooms,
+        /// For each GPU that has elements to widen, with its ordinal: memory there for two buffers of them as they stand in
+        /// the file.
+        scratch: Vec<(u32, SlotId)>,
         /// What is read, in file order. Targets are on GPUs.
         reads: Vec<Read>,
     },
@@ -310,16 +319,23 @@ impl Steps {
         staging.into_iter().for_each(|slot| self.release(slot));
     }
 
-    /// Reads for GPUs, with staging around them.
-    pub(super) fn upload(&mut self, reads: Vec<Read>, ring: Ring) {
+    /// Reads for GPUs, with staging around them. `gpu_of`: the ordinal of the GPU that a slot is on.
+    pub(super) fn upload(&mut self, reads: Vec<Read>, ring: Ring, gpu_of: impl Fn(SlotId) -> Option<u32>) {
         if reads.is_empty() {
             return;
         }
         let UploadRoom { rooms, buffer_bytes, n_buffers } = upload_room(&reads, ring);
+        let widen = reads.iter().filter(|it| matches!(it.way, Way::Elements(change) if change.widens()));
+        let gpus: BTreeSet<u32> = widen.filter_map(|it| gpu_of(it.target.slot)).collect();
+        let scratch = gpus.into_iter().map(|ordinal| {
+            let space = Space::Device(Device::Cuda(ordinal));
+            (ordinal, self.reserve(space, 2 * rooms.chunk_bytes, "elements to be widened", None))
+        });
+        let scratch: Vec<(u32, SlotId)> = scratch.collect();
         let staging: Vec<_> =
             (0..n_buffers).map(|_| self.reserve(Space::Staging, buffer_bytes, "staging", None)).collect();
-        self.push(Step::Upload { staging: staging.clone(), rooms, reads });
-        staging.into_iter().for_each(|slot| self.release(slot));
+        self.push(Step::Upload { staging: staging.clone(), rooms, scratch: scratch.clone(), reads });
+        staging.into_iter().chain(scratch.into_iter().map(|(_, slot)| slot)).for_each(|slot| self.release(slot));
     }
 
     pub(super) fn n_slots(&self) -> usize {
