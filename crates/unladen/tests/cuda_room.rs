@@ -8,7 +8,7 @@ mod fake_driver;
 use fake_driver::{Fake, Report, is_second, run_again};
 use std::{collections::VecDeque, env, mem, path::Path, process::Command, sync::Arc, thread};
 use unladen::{
-    Error,
+    Device, Error,
     cuda::{Context, InFlight, Memory, Slot, SlotCopy, Upload, gpus, has_driver},
     memory::{HostBuffer, Ledger, Reservation, Space},
 };

@@ -242,7 +242,9 @@ impl Kernels {
             Mask::Causal => (Arg::U64(0), 0),
             Mask::Elements(mask) => {
                 if n_tokens > context_length {
-                    return Err(Fault::new(format!("{context_length} tokens"), n_tokens.to_string()).mismatch());
+                    return Err(
+                        Fault::new(format!("{context_length} tokens"), n_tokens.to_string()).mismatch()
+                    );
                 }
                 mask.check_holds(product(&[context_length, context_length])?)?;
                 let elem_bytes = match mask.dtype {

@@ -206,10 +206,12 @@ impl Upload<'_> {
     fn submit(&self, full: Full, gpus: &mut [Gpu<'_>], slots: &Slots<'_>) -> Result<Flight> {
         let Full { slot, range, target, widen } = full;
         let to = memory(slots, target.slot)?;
-        let gpu = gpus.iter().position(|it| it.ordinal == to.ordinal()).ok_or_else(|| missing(target.slot))?;
+        let gpu =
+            gpus.iter().position(|it| it.ordinal == to.ordinal()).ok_or_else(|| missing(target.slot))?;
         let (number, Gpu { upload, scratch, n_widened, .. }) = (gpu, &mut gpus[gpu]);
         let len_bytes = range.len() as u64;
-        let copy = |target, target_byte| SlotCopy { slot_byte: range.start as u64, len_bytes, target, target_byte };
+        let copy =
+            |target, target_byte| SlotCopy { slot_byte: range.start as u64, len_bytes, target, target_byte };
         let Some(change) = widen else {
             let in_flight = upload.submit(slot, &[copy(to, target.start_byte)])?;
             return Ok(Flight { in_flight, widen: None });

@@ -319,7 +319,8 @@ impl Generator<'_> {
             let len_bytes = laid_out.len_bytes.get(slot).copied().unwrap_or(0);
             steps.reserve_slot(*slot, Space::Device(*device), len_bytes, owner, *tensor);
         }
-        let device_of: HashMap<SlotId, Device> = slots.iter().map(|(slot, device, _)| (*slot, *device)).collect();
+        let device_of: HashMap<SlotId, Device> =
+            slots.iter().map(|(slot, device, _)| (*slot, *device)).collect();
         steps.upload(laid_out.reads, self.ring, |slot| device_of.get(&slot).copied().and_then(ordinal));
         Ok((laid_out.places, slots.into_iter().map(|(slot, ..)| slot).collect()))
     }

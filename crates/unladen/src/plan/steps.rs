@@ -335,7 +335,10 @@ impl Steps {
         let staging: Vec<_> =
             (0..n_buffers).map(|_| self.reserve(Space::Staging, buffer_bytes, "staging", None)).collect();
         self.push(Step::Upload { staging: staging.clone(), rooms, scratch: scratch.clone(), reads });
-        staging.into_iter().chain(scratch.into_iter().map(|(_, slot)| slot)).for_each(|slot| self.release(slot));
+        staging
+            .into_iter()
+            .chain(scratch.into_iter().map(|(_, slot)| slot))
+            .for_each(|slot| self.release(slot));
     }
 
     pub(super) fn n_slots(&self) -> usize {

@@ -116,7 +116,9 @@ struct Current<'a>(&'a Primary);
 impl<'a> Current<'a> {
     fn push(primary: &'a Primary) -> Result<Current<'a>, Failure> {
         // SAFETY: `primary` holds its context.
-        unsafe { primary.driver.cuCtxPushCurrent_v2(primary.handle) }?;
+        let push = || unsafe { primary.driver.cuCtxPushCurrent_v2(primary.handle) };
+        // Once more if it fails: whoever gives memory back has no other chance.
+        push().or_else(|_| push())?;
         Ok(Current(primary))
     }
 }
