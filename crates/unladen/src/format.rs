@@ -4,6 +4,7 @@
 mod assembly;
 mod confine;
 mod dcp;
+mod exported;
 mod folder;
 mod given;
 mod inline;
@@ -91,7 +92,7 @@ fn open_whole(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet
 /// Opens a file: a checkpoint, or an index of some.
 fn open_file(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
     let source = FileSource::open(path)?;
-    if weight_map::is_json(&head(&source)?) {
+    if weight_map::is_json(&sniff::head(&source)?) {
         return if path.file_name().is_some_and(|it| it == offload::INDEX) {
             offload::open_index(source, options)
         } else {
@@ -109,10 +110,6 @@ fn open_source(source: FileSource, options: &OpenOptions) -> Result<(Checkpoint,
     Ok((checkpoint, files))
 }
 
-fn head(source: &dyn ReadAt) -> Result<Vec<u8>> {
-    source.read_range(0..source.len_bytes().min(sniff::HEAD_BYTES))
-}
-
 /// Reads the headers of one file from any source. `stamp` says which file that is; its path goes into messages.
 ///
 /// Fails as [`open`] does. What it returns has passed [`Checkpoint::validate`]. All of the file, whatever root is asked
@@ -123,13 +120,13 @@ pub fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Re
 }
 
 fn parse_any(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
-    let head = head(source)?;
+    let head = sniff::head(source)?;
     if weight_map::is_json(&head) {
         return Err(Fault::new("a checkpoint", "JSON, perhaps a weight map")
             .hint("open a weight map by its own path: it names files of its folder")
             .unsupported());
     }
-    let checkpoint = match sniff::sniff(&head, options.limits.header_bytes)? {
+    let checkpoint = match sniff::sniff(source, &head, &options.limits)? {
         Container::Safetensors => safetensors::parse(source, stamp, options)?,
         Container::Pickled(kind) => {
             with_contents(kind, source, stamp, options, |contents| whole::checkpoint(contents, options))?

@@ -120,11 +120,12 @@ impl SparseLayout {
 }
 
 impl Checkpoint {
-    /// Keeps some tensors, and of what is made of several that of which all are kept.
-    pub(crate) fn retain_tensors(&mut self, mut keep: impl FnMut(&Tensor) -> bool) {
+    /// Keeps some tensors, which may be renamed on the way, and of what is made of several that of which all are kept.
+    pub(crate) fn retain_tensors(&mut self, mut keep: impl FnMut(&mut Tensor) -> bool) {
         let mut n_kept = 0;
+        // Positions of what stays, as positions in the new list.
         let mut new_position = Vec::with_capacity(self.tensors.len() + 1);
-        self.tensors.retain(|it| {
+        self.tensors.retain_mut(|it| {
             new_position.push(n_kept);
             let is_kept = keep(it);
             n_kept += u32::from(is_kept);

@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Fault, Result},
     tensor::{Backing, Extent, Storage, StorageId, Tensor},
 };
-use std::{collections::HashSet, convert::Infallible, fmt, ops::Range, str::FromStr};
+use std::{collections::HashSet, convert::Infallible, fmt, str::FromStr};
 
 /// Which part of a checkpoint is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,31 +65,24 @@ impl Checkpoint {
         if !self.tensors.iter().any(|it| it.name.starts_with(&prefix)) {
             return Err(self.nothing_below(&path));
         }
-        // Positions of what stays, as positions in the new list.
-        let mut n_kept = 0;
-        let mut new_position = Vec::with_capacity(self.tensors.len() + 1);
-        let mut left_out_bytes = 0u64;
-        for tensor in &self.tensors {
-            new_position.push(n_kept);
-            if tensor.name.starts_with(&prefix) {
-                n_kept += 1;
-            } else if tensor.backing != Backing::Meta {
-                left_out_bytes = left_out_bytes.saturating_add(tensor.layout.len_bytes());
+        let (mut n_tensors, mut len_bytes) = (0u64, 0u64);
+        self.retain_tensors(|tensor| {
+            let is_below = strip(&mut tensor.name, &prefix);
+            if !is_below {
+                n_tensors += 1;
+                if tensor.backing != Backing::Meta {
+                    len_bytes = len_bytes.saturating_add(tensor.layout.len_bytes());
+                }
             }
-        }
-        new_position.push(n_kept);
-        let n_left_out = (self.tensors.len() as u64).saturating_sub(n_kept.into());
-        self.tensors.retain_mut(|it| strip(&mut it.name, &prefix));
+            is_below
+        });
         self.composites.retain_mut(|it| {
-            let Range { start, end } = it.parts;
-            it.parts = new_position[start as usize]..new_position[end as usize];
-            // The integers of a quantised tensor right at the path would go with its other parts.
-            if it.name == path {
+            // What stands right at the path itself, its parts all below.
+            let is_there = it.name == path;
+            if is_there {
                 it.name.clear();
-            } else if !strip(&mut it.name, &prefix) {
-                return false;
             }
-            end - start == it.parts.end - it.parts.start
+            is_there || strip(&mut it.name, &prefix)
         });
         self.warnings.retain_mut(|it| match it {
             Warning::MetaTensor(name) => strip(name, &prefix),
@@ -98,8 +91,7 @@ impl Checkpoint {
         });
         self.keep_used_storages();
         self.roots = Vec::new();
-        if n_left_out > 0 {
-            let (n_tensors, len_bytes) = (n_left_out, left_out_bytes);
+        if n_tensors > 0 {
             self.warnings.push(Warning::OutsideRoot { root: path, n_tensors, len_bytes });
         }
         Ok(self)
@@ -245,6 +237,19 @@ mod tests {
             assert_eq!(below.warnings, [Warning::MetaTensor("a".to_owned()), left_out]);
             below.validate().unwrap();
         }
+    }
+
+    #[test]
+    fn what_stands_right_at_the_path_keeps_its_parts() {
+        let below = checkpoint(&NAMES).restrict(&Root::At("model.n".to_owned())).unwrap();
+        assert_eq!(below.tensors.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["x", "y"]);
+        assert_eq!((below.composites[0].name.as_str(), below.composites[0].parts.clone()), ("", 0..2));
+        // The integers of a quantised tensor have its own name, and so they are not below it.
+        let mut quantised = checkpoint(&["model.q", "model.q.scales", "model.q.zero_points"]);
+        quantised.composites[0].name = "model.q".to_owned();
+        quantised.composites[0].parts = 0..3;
+        let below = quantised.restrict(&Root::At("model.q".to_owned())).unwrap();
+        assert_eq!((below.tensors.len(), below.composites.len()), (2, 0));
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod named;
 mod order;
 mod tensors;
 
-pub(super) use order::natural;
+pub(super) use {named::is_named, order::natural};
 
 use super::{
     OpenOptions,
@@ -29,6 +29,9 @@ const RANK_ENDS: [&str; 3] = ["_model_states.pt", "-model_states.pt", "_optim_st
 const STEP_START: &str = "global_step";
 /// A file in which Megatron says which of its folders is the last.
 const RANK_MARKER: &str = "latest_checkpointed_iteration.txt";
+
+/// Extensions of files that may be checkpoints, and that a folder is not opened for.
+const CHECKPOINTS: [&str; 9] = ["bin", "ckpt", "pkl", "pickle", "th", "tar", "pt2", "model", "weights"];
 
 /// Opens a folder, see [`format::open`](super::open) for the order of what it may be.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<(Checkpoint, FileSet)> {
@@ -63,10 +66,26 @@ fn open_names(path: &Path, names: &[String], options: &OpenOptions) -> Result<(C
             let hint = "open them one by one, or bring the model's weight map (`*.index.json`)";
             Err(Fault::new("a folder with one model", found).hint(hint).unsupported())
         }
-        (None, _) => Err(Fault::new("a folder with a checkpoint", "none in it")
-            .hint("a folder of tensors holds one .pt or .pth file for each")
-            .corrupt()),
+        (None, _) => Err(no_checkpoint(names)),
     }
+}
+
+/// The error of a folder that is no checkpoint. It may hold one.
+fn no_checkpoint(names: &[String]) -> Error {
+    let is_one = |name: &str| {
+        let extension = name.rsplit_once('.').map(|(_, extension)| extension);
+        !name.starts_with('.') && extension.is_some_and(|it| CHECKPOINTS.contains(&it))
+    };
+    let mut files = ShownNames::default();
+    names.iter().filter(|it| is_one(it)).for_each(|it| files.push(it));
+    let shown = files.to_string();
+    let shown = shown.escape_debug();
+    let (found, hint) = match files.len() {
+        0 => ("none in it", "a folder of tensors holds one .pt or .pth file for each".to_owned()),
+        1 => ("none by the names of its files", format!("open the file itself: {shown}")),
+        _ => ("none by the names of its files", format!("open the file itself, one of {shown}")),
+    };
+    Fault::new("a folder with a checkpoint", found).hint(hint).corrupt()
 }
 
 /// Opens the model of one of Hugging Face's folders, and says what it passes over.

@@ -35,6 +35,6 @@ pub(super) struct GivenTensor {
 impl GivenTensor {
     /// The same, as a call that rebuilds it gives it.
     pub(super) fn view(&self) -> View {
-        View { layout: self.layout.clone(), storage: self.storage, cast: None }
+        View::new(self.layout.clone(), self.storage)
     }
 }

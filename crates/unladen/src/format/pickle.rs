@@ -2,6 +2,7 @@
 
 mod arena;
 mod build;
+mod keys;
 mod lines;
 mod memo;
 mod operands;

@@ -1,8 +1,8 @@
 //! Reads a plain pickle (`pickle.dump`, joblib without compression): tensors stand inside it, and stay in the file.
 
 use super::{
-    OpenOptions, inline,
-    pickle::{self, PersistentIds, skim},
+    Limits, OpenOptions, inline,
+    pickle::{self, PersistentIds, Value, skim},
     whole::{Contents, Parts, prepare},
     window::Window,
 };
@@ -17,6 +17,40 @@ use crate::{
 const JOBLIB_ARRAY: &[u8] = b"NumpyArrayWrapper";
 /// Where that is looked for, if something is wrong.
 const HEAD_BYTES: u64 = 64 << 10;
+
+/// With what such pickles start that hold more than one value: a mark, a container, a class.
+const STARTS: &[u8] = b"(]}c";
+
+/// True for a file that is a pickle from its first byte to its last, and of more than one value. Pickles of protocols 0 and 1
+/// say so in no other way. `head` is the file's start.
+///
+/// Fails if the file cannot be read.
+pub(super) fn is_unmarked(source: &dyn ReadAt, head: &[u8], limits: &Limits) -> Result<bool> {
+    let len_bytes = source.len_bytes();
+    let starts = head.first().is_some_and(|it| STARTS.contains(it));
+    if !starts || source.read_range(len_bytes.saturating_sub(1)..len_bytes)? != b"." {
+        return Ok(false);
+    }
+    match is_all(source, limits) {
+        Err(error @ Error::Io { .. }) => Err(error),
+        found => Ok(found.unwrap_or(false)),
+    }
+}
+
+fn is_all(source: &dyn ReadAt, limits: &Limits) -> Result<bool> {
+    let mut window = Window::new(source, 0..source.len_bytes());
+    let skeleton = skim(&mut window, 0, limits.pickle_bytes)?;
+    if skeleton.end_byte < window.range.end {
+        return Ok(false);
+    }
+    drop(window);
+    let pickle = pickle::read_skeleton(&skeleton, PersistentIds::Storages, limits)?;
+    Ok(match pickle.root {
+        Value::Dict(dict) => !pickle.arena.dicts[dict as usize].items.is_empty(),
+        Value::Call(_) => true,
+        other => pickle.arena.sequence(other).is_some_and(|it| !it.is_empty()),
+    })
+}
 
 /// Reads a file that is one pickle, and passes it to `look`.
 pub(super) fn with_contents<T>(

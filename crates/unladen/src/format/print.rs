@@ -97,8 +97,8 @@ fn print_file(
     options: &OpenOptions,
     writer: &mut Writer<'_>,
 ) -> Result<()> {
-    let head = source.read_range(0..source.len_bytes().min(sniff::HEAD_BYTES))?;
-    match sniff::sniff(&head, options.limits.header_bytes)? {
+    let head = sniff::head(source)?;
+    match sniff::sniff(source, &head, &options.limits)? {
         Container::Pickled(kind) => {
             with_contents(kind, source, stamp, options, |contents| print(&contents, options, writer))
         }

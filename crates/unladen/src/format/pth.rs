@@ -1,7 +1,7 @@
 //! Reads the headers of a zip archive that `torch.save` wrote: which records there are, and what its pickle says.
 
 use super::{
-    OpenOptions, inline,
+    OpenOptions, exported, inline,
     persistent::storage_claim,
     pickle::{self, Arena},
     rebuild::StorageRef,
@@ -79,6 +79,7 @@ fn root<'a>(archive: &'a Archive, records: &Records<'_>) -> Result<&'a [u8]> {
             .hint("unzip it and open the model file in it")
             .unsupported());
     }
+    exported::refuse_old(records)?;
     let first = names().next().unwrap_or_default();
     let Some(root_bytes) = first.iter().position(|&it| it == b'/') else {
         let is_numpy = names().all(|it| it.ends_with(b".npy"));
@@ -101,6 +102,7 @@ fn root<'a>(archive: &'a Archive, records: &Records<'_>) -> Result<&'a [u8]> {
 
 fn find_pickle<'a>(archive: &Archive, records: &Records<'a>, root: &[u8]) -> Result<&'a Entry> {
     torchscript::refuse_old(records, root)?;
+    exported::refuse(archive, records, root)?;
     records.get(&[root, b"data.pkl"].concat()).ok_or_else(|| {
         let found = format!("{} other records", archive.entries.len());
         Fault::new(format!("record `{}data.pkl`", show(root)), found)
@@ -198,5 +200,7 @@ pub(super) fn storages(
 mod deflated;
 #[cfg(test)]
 mod multiplied;
+#[cfg(test)]
+mod odd;
 #[cfg(test)]
 mod tests;

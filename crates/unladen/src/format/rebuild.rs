@@ -62,6 +62,8 @@ pub(super) struct View {
     pub(super) storage: Option<StorageId>,
     /// The type that PyTorch would cast it to, if that is another one.
     pub(super) cast: Option<DType>,
+    /// Why it cannot be listed, if it cannot.
+    pub(super) left_out: Option<&'static str>,
 }
 
 /// What a call stands for.
@@ -72,6 +74,8 @@ pub(super) enum Rebuilt {
     Composite(Box<Whole>),
     /// A storage by itself.
     Storage,
+    /// A tensor that cannot be listed, and why.
+    LeftOut(&'static str),
     /// Something else.
     Other,
 }
@@ -101,10 +105,12 @@ impl Rebuild<'_> {
     /// if it is no tensor.
     pub(super) fn call(&self, call: u32, visits: &mut Visits, parts: &mut Parts) -> Result<Rebuilt> {
         match self.unwrap(call, visits, parts)? {
+            Unwrapped::Tensor(View { left_out: Some(reason), .. }) => Ok(Rebuilt::LeftOut(reason)),
             Unwrapped::Tensor(view) => Ok(Rebuilt::Tensor(view)),
             Unwrapped::Composite(meaning, args) => {
                 let whole = self.composite(meaning, self.arena.run(args), visits, parts)?;
-                Ok(Rebuilt::Composite(Box::new(whole)))
+                let left_out = whole.own.as_ref().and_then(|it| it.left_out);
+                Ok(left_out.map_or_else(|| Rebuilt::Composite(Box::new(whole)), Rebuilt::LeftOut))
             }
             Unwrapped::Storage => Ok(Rebuilt::Storage),
             Unwrapped::Other => Ok(Rebuilt::Other),
@@ -165,7 +171,7 @@ impl Rebuild<'_> {
                 (Meaning::Meta, &[dtype, size, stride, ..]) => {
                     let layout =
                         Layout::strided(self.dtype(dtype)?, &self.dims(size)?, &self.dims(stride)?, 0)?;
-                    return tensor(Ok(View { layout, storage: None, cast: None }), cast);
+                    return tensor(Ok(View::new(layout, None)), cast);
                 }
                 (Meaning::LoadFromBytes, _) => return Ok(Unwrapped::Storage),
                 (Meaning::FromNumpy, &[Value::Call(array), ..]) => match self.given.arrays.get(&array) {
@@ -231,7 +237,7 @@ impl Rebuild<'_> {
             // Without a state it is an empty tensor.
             Value::None => {
                 let layout = Layout::contiguous(dtype, &[0])?;
-                Ok(View { layout, storage: None, cast: None })
+                Ok(View::new(layout, None))
             }
             Value::Tuple(run) => match *self.arena.run(run) {
                 [storage, offset, size, stride] => self.view(storage, offset, size, stride, None),
@@ -273,7 +279,7 @@ impl Rebuild<'_> {
             let expected = format!("a view of {len_bytes} bytes of storage");
             return Err(Fault::new(expected, format!("one that ends at byte {end_byte}")).corrupt());
         }
-        Ok(View { layout, storage: Some(storage.id), cast: None })
+        Ok(View::new(layout, Some(storage.id)))
     }
 
     fn dtype(&self, value: Value) -> Result<DType> {
@@ -292,6 +298,10 @@ impl Rebuild<'_> {
 }
 
 impl View {
+    pub(super) fn new(layout: Layout, storage: Option<StorageId>) -> View {
+        View { layout, storage, cast: None, left_out: None }
+    }
+
     /// Applies what `conj` and `neg` in a tensor's metadata say.
     fn flagged(self, arena: &Arena<'_>, flags: Value) -> Result<View> {
         let dict = match flags {
@@ -322,6 +332,10 @@ fn malformed(expected: &str, found: Value) -> crate::Error {
     Fault::new(expected, found.describe()).corrupt()
 }
 
+/// Why a view of packed elements is left out.
+const TANGLED: &str = "several elements stand in a byte, and it is a part of them or has them in another order; save \
+                       its integers (`int_repr`) and its scales instead";
+
 /// How many elements of a type stand in a byte, for the types that PyTorch counts so.
 fn packed_in_byte(dtype: DType) -> Option<u64> {
     match dtype {
@@ -332,16 +346,16 @@ fn packed_in_byte(dtype: DType) -> Option<u64> {
 }
 
 /// A tensor with several elements a byte, as the row of bytes that its storage is: how rows are padded is PyTorch's
-/// own affair, so its sizes cannot be those of the bytes.
+/// own affair, so its sizes cannot be those of the bytes. A part of one, or one in another order, cannot be said so.
 fn packed(layout: &Layout, n_in_byte: u64, len_bytes: u64, storage: StorageId) -> Result<View> {
-    let needed_bytes = layout.n_elems().div_ceil(n_in_byte);
-    if layout.offset_elems() > 0 || !layout.is_contiguous() || needed_bytes > len_bytes {
-        let expected = format!("{} elements in order, {n_in_byte} a byte", layout.n_elems());
-        let found = format!("{len_bytes} bytes of storage, stride {:?}", layout.stride());
-        return Err(Fault::new(expected, found)
-            .hint("save the integers (`int_repr`) and the scales instead")
-            .unsupported());
+    // A layout takes each element for a byte.
+    let needed_bytes = layout.stored_bytes().end.div_ceil(n_in_byte);
+    if needed_bytes > len_bytes {
+        let expected = format!("a view of {len_bytes} bytes of storage");
+        return Err(Fault::new(expected, format!("one of at least {needed_bytes}")).corrupt());
     }
-    let layout = Layout::contiguous(layout.dtype(), &[len_bytes])?;
-    Ok(View { layout, storage: Some(storage), cast: None })
+    let is_whole = layout.offset_elems() == 0 && layout.is_contiguous();
+    let row = Layout::contiguous(layout.dtype(), &[len_bytes])?;
+    let left_out = (!is_whole).then_some(TANGLED);
+    Ok(View { left_out, ..View::new(row, Some(storage)) })
 }

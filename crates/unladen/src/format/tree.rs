@@ -4,6 +4,8 @@
 mod children;
 mod module;
 mod names;
+mod objects;
+mod place;
 
 pub(super) use module::is_module;
 
@@ -212,10 +214,11 @@ impl<'a> Walk<'a> {
         match self.marks[mark] {
             Mark::Barren => return Ok(()),
             Mark::Open => {
-                self.warn(Warning::LeftOut(format!(
-                    "`{}`, which leads back to what holds it",
-                    shortened(&self.path)
-                )));
+                // What is hidden leads back all the time: a module's hooks know their module.
+                if !place.is_hidden {
+                    let what = format!("`{}`, which leads back to what holds it", shortened(&self.path));
+                    self.warn(Warning::LeftOut(what));
+                }
                 self.fertilise();
                 return Ok(());
             }
@@ -243,25 +246,44 @@ impl<'a> Walk<'a> {
                         (Children::Parts(parts), true)
                     }
                     Rebuilt::Composite(whole) => return self.composite(*whole, call, parts, mark, place),
-                    Rebuilt::Other => {
-                        if let Some(reason) = self.rebuild.given.left_out(call) {
-                            let array = shortened(&self.path);
-                            self.warn(Warning::LeftOut(format!("array `{array}`: {reason}")));
-                        }
-                        let state = self.arena.calls[call as usize].state;
-                        // Objects may share one long dictionary, and modules one long list.
-                        self.visits.spend(self.arena.n_items(state))?;
-                        self.visits.spend(Module::n_names(self.arena, state) as u64)?;
-                        match Module::new(self.arena, state, &parts) {
-                            Some(module) => (Children::Module(Box::new(module)), false),
-                            None => (Children::Parts(parts), false),
-                        }
+                    Rebuilt::LeftOut(reason) => {
+                        let tensor = shortened(&self.path);
+                        self.warn(Warning::LeftOut(format!("tensor `{tensor}`: {reason}")));
+                        (Children::Parts(parts), true)
                     }
+                    Rebuilt::Other => (self.object(call, parts)?, false),
                 }
             }
             _ => return Ok(()),
         };
         self.enter(children, Some(mark), place, is_fertile, None)
+    }
+
+    /// What is in an object that is no tensor.
+    fn object(&mut self, call: u32, parts: Parts) -> Result<Children<'a>> {
+        let name = || shortened(&self.path);
+        if let Some(reason) = self.rebuild.given.left_out(call) {
+            let what = format!("array `{}`: {reason}", name());
+            self.warn(Warning::LeftOut(what));
+        } else if let Some(reason) = objects::uninitialised(self.arena, call) {
+            let what = format!("parameter `{}`: {reason}", name());
+            self.warn(Warning::LeftOut(what));
+        }
+        let state = self.arena.calls[call as usize].state;
+        // Objects may share one long dictionary, and modules one long list.
+        self.visits.spend(self.arena.n_items(state))?;
+        self.visits.spend(Module::n_names(self.arena, state) as u64)?;
+        if let Some(module) = Module::new(self.arena, state, &parts) {
+            return Ok(Children::Module(Box::new(module)));
+        }
+        let Some(quantised) = objects::quantised(self.rebuild, call, &self.path, &parts) else {
+            return Ok(Children::Parts(parts));
+        };
+        let numbers = Warning::LeftOut(objects::NUMBERS.to_owned());
+        if quantised.has_numbers && !self.warnings.contains(&numbers) {
+            self.warn(numbers);
+        }
+        Ok(quantised.children)
     }
 
     /// Lists what a composite has under its own name, then its parts, then its attributes.
@@ -365,31 +387,6 @@ impl<'a> Walk<'a> {
                 return Ok(name);
             }
         }
-    }
-
-    /// The path as Python writes it: `['a'][0]`, where a key's type can be seen.
-    fn place(&self) -> String {
-        let mut place = String::new();
-        for frame in &self.frames {
-            let segment = frame.children.get(self.arena, frame.next - 1).map(|(segment, ..)| segment);
-            match segment {
-                Some(Segment::Key(key @ (Value::Str(_) | Value::Bytes(_)))) => {
-                    place.push_str("['");
-                    self.arena.push_key(key, &mut place);
-                    place.push_str("']");
-                }
-                Some(Segment::Key(key)) => {
-                    place.push('[');
-                    self.arena.push_key(key, &mut place);
-                    place.push(']');
-                }
-                // Writing to a string cannot fail.
-                Some(Segment::Index(index)) => drop(write!(place, "[{index}]")),
-                Some(Segment::Name(name)) => drop(write!(place, ".{name}")),
-                Some(Segment::Nothing) | None => {}
-            }
-        }
-        place
     }
 
     /// Notes that the innermost container must be walked again wherever it is met.

@@ -1,5 +1,7 @@
 //! Opens checkpoints whose files a weight map names: `model.safetensors.index.json`, `pytorch_model.bin.index.json`.
 
+mod strays;
+
 use super::{
     OpenOptions,
     assembly::{Assembly, check_n_files},
@@ -42,6 +44,7 @@ fn open_shards(index: FileSource, path: &Path, options: &OpenOptions) -> Result<
     let map = parse(&text, options)?;
     let folder = Folder::new(path.parent().unwrap_or(path), options);
     let mut assembly = Assembly::new(Format::Sharded, path, options);
+    assembly.checkpoint.warnings = map.warnings(path, &folder, options);
     let mut order: Vec<u32> = (0..map.files.len() as u32).collect();
     order.sort_by(|a, b| natural(&map.files[*a as usize].0, &map.files[*b as usize].0));
     for file in order {
@@ -89,6 +92,16 @@ struct WeightMap<'a> {
 }
 
 impl WeightMap<'_> {
+    /// What is odd about the map as a whole.
+    fn warnings(&self, path: &Path, folder: &Folder<'_>, options: &OpenOptions) -> Vec<Warning> {
+        let is_empty = self.entries.is_empty();
+        let what = "all that the folder holds, because the weight map lists no tensors";
+        let empty = is_empty.then(|| Warning::LeftOut(what.to_owned()));
+        let named = self.files.iter().map(|(name, _)| &**name).collect();
+        let map_name = path.file_name().unwrap_or_default().to_string_lossy();
+        empty.into_iter().chain(strays::warning(folder.path(), &map_name, &named, options)).collect()
+    }
+
     fn file_of(&self, tensor: &str) -> Option<u32> {
         let is_name = |&it: &u32| self.entries[it as usize].0 == tensor;
         let position = self.by_name.find(self.state.hash_one(tensor), is_name)?;

@@ -60,6 +60,29 @@ fn tensors_that_the_map_does_not_list_are_left_out_and_named() {
 }
 
 #[test]
+fn files_that_the_map_does_not_name_are_a_warning_and_no_error() {
+    let dir = mapped(&good_map());
+    for name in ["consolidated.safetensors", "model.fp16-00001-of-00002.safetensors", "training_args.bin"] {
+        fs::write(dir.path().join(name), "anything").unwrap();
+    }
+    for path in [dir.path().to_owned(), dir.path().join(MAP)] {
+        let checkpoint = open(&path).unwrap();
+        assert_eq!(load_opened(&checkpoint).len(), 3);
+        let warnings = warnings(&checkpoint);
+        assert!(warnings.contains("1 file beside") && warnings.contains("consolidated"), "{warnings}");
+        assert!(!warnings.contains("fp16") && !warnings.contains("training"), "{warnings}");
+    }
+}
+
+#[test]
+fn a_map_without_tensors_says_so() {
+    let checkpoint = open(mapped(r#"{"weight_map":{}}"#).path()).unwrap();
+    assert!(checkpoint.tensors.is_empty());
+    let warnings = warnings(&checkpoint);
+    assert!(warnings.contains("lists no tensors") && warnings.contains("2 files"), "{warnings}");
+}
+
+#[test]
 fn maps_that_lie_are_refused_and_say_where() {
     let map = |entries: &str| format!(r#"{{"weight_map":{{{entries}}}}}"#);
     for (text, what) in [

@@ -45,6 +45,11 @@ pub(super) fn find(names: &[String]) -> Option<Named<'_>> {
     })
 }
 
+/// True for the names that such a model has, whole or by its weight map.
+pub(in crate::format) fn is_named(name: &str) -> bool {
+    rank(name).is_some()
+}
+
 /// The lower, the sooner: plain names, then variants of them (`model.fp16.safetensors`), then other weight maps.
 fn rank(name: &str) -> Option<usize> {
     let position = |name: &str| NAMES.iter().position(|it| *it == name);

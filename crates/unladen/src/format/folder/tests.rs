@@ -76,3 +76,15 @@ fn a_folder_with_one_model_opens_as_the_model() {
     assert_eq!((checkpoint.format, files.len()), (Format::Safetensors, 1));
     assert_eq!(checkpoint.path, folder.path());
 }
+
+#[test]
+fn a_folder_around_checkpoints_names_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let hint = || open(folder.path(), &OpenOptions::default()).unwrap_err().hint().to_owned();
+    fs::write(folder.path().join("config.yaml"), "").unwrap();
+    assert!(hint().contains(".pth file for each"), "{}", hint());
+    fs::write(folder.path().join("last.ckpt"), "").unwrap();
+    assert!(hint().contains("open the file itself: `last.ckpt`"), "{}", hint());
+    fs::write(folder.path().join("best.ckpt"), "").unwrap();
+    assert!(hint().contains("one of `best.ckpt`, `last.ckpt`"), "{}", hint());
+}

@@ -216,54 +216,6 @@ impl<'a> Arena<'a> {
         }
     }
 
-    /// Appends a key of a dictionary as a part of a name.
-    pub(crate) fn push_key(&self, key: Value, name: &mut String) {
-        // Writing to a string cannot fail.
-        let _ = match key {
-            Value::Str(text) => {
-                name.push_str(&self.text(text));
-                Ok(())
-            }
-            Value::Bytes(text) => match std::str::from_utf8(self.bytes(text)) {
-                Ok(text) => {
-                    name.push_str(text);
-                    Ok(())
-                }
-                // Python 2 wrote Latin-1.
-                Err(_) => {
-                    name.extend(self.bytes(text).iter().map(|&byte| char::from(byte)));
-                    Ok(())
-                }
-            },
-            Value::Int(Wide(number)) => write!(name, "{number}"),
-            Value::Bool(true) => write!(name, "True"),
-            Value::Bool(false) => write!(name, "False"),
-            Value::None => write!(name, "None"),
-            Value::Float(Wide(number)) => write!(name, "{number:?}"),
-            Value::Tuple(run) => {
-                let start_bytes = name.len();
-                name.push('(');
-                for (index, &item) in self.run(run).iter().enumerate() {
-                    name.push_str(if index == 0 { "" } else { ", " });
-                    // One long string may stand in it many times.
-                    if name.len() - start_bytes > MAX_TUPLE_BYTES {
-                        name.push_str("..");
-                        break;
-                    }
-                    match item {
-                        // One level is what keys are made of; more could go on for ever.
-                        Value::Tuple(_) => name.push_str("(..)"),
-                        item => self.push_key(item, name),
-                    }
-                }
-                name.push(')');
-                Ok(())
-            }
-            Value::Symbol(symbol) => write!(name, "<{}>", self.symbols[symbol as usize]),
-            _ => write!(name, "<object>"),
-        };
-    }
-
     /// Leaves one item of each key in the dictionaries: at the first one's place, with the last one's value, as
     /// Python does. Returns the keys that stood twice, at most `limit` of them.
     pub(crate) fn merge_duplicate_keys(&mut self, limit: usize) -> Vec<String> {
@@ -284,9 +236,6 @@ impl<'a> Arena<'a> {
         twice.into_iter().map(name).map(|it| shortened(&it)).collect()
     }
 }
-
-/// A tuple that is a key is not written out further than this.
-const MAX_TUPLE_BYTES: usize = 4096;
 
 /// The start of a name, for a message: a file may make one of millions of bytes, and hundreds of messages about it.
 pub(crate) fn shortened(name: &str) -> String {

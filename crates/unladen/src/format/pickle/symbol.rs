@@ -80,6 +80,10 @@ pub(crate) enum Meaning {
     Encode,
     /// (bytes): how protocols below 5 write bytes that can be changed.
     ByteArray,
+    /// An object of C++: its state is (what it says of itself, the name of its class).
+    ScriptObject,
+    /// (requires_grad): a parameter or buffer of a lazy module that has not run.
+    Uninitialised,
     /// (value, type) in TorchScript: the value.
     TypeTag,
 }
@@ -139,6 +143,8 @@ const KNOWN: &[(&str, &str, Meaning)] = &[
     ("torch._utils", "_rebuild_xla_tensor", Meaning::FromNumpy),
     ("torch.storage", "_load_from_bytes", Meaning::LoadFromBytes),
     ("torch.nn.parameter", "Parameter", Meaning::ParameterClass),
+    ("torch.nn.parameter", "UninitializedParameter", Meaning::Uninitialised),
+    ("torch.nn.parameter", "UninitializedBuffer", Meaning::Uninitialised),
     ("torch.storage", "UntypedStorage", Meaning::Storage(None)),
     ("torch.storage", "_UntypedStorage", Meaning::Storage(None)),
     ("torch", "UntypedStorage", Meaning::Storage(None)),
@@ -148,6 +154,8 @@ const KNOWN: &[(&str, &str, Meaning)] = &[
     ("torch.nested._internal.nested_tensor", "_rebuild_njt", Meaning::Jagged),
     ("torch.nested._internal.nested_tensor", "NestedTensor", Meaning::Harmless),
     ("torch.serialization", "_get_layout", Meaning::GetLayout),
+    ("torch", "ScriptObject", Meaning::ScriptObject),
+    ("torch._C", "ScriptObject", Meaning::ScriptObject),
     ("torch", "Tensor", Meaning::Harmless),
     ("torch", "device", Meaning::Harmless),
     ("torch", "per_tensor_affine", Meaning::Scheme("per_tensor_affine")),

@@ -147,11 +147,15 @@ fn leaf(value: Value, arena: &Arena<'_>, max_bytes: usize, text: &mut String) {
             Ok(())
         }
         other => {
-            let mut name = String::new();
-            arena.push_key(other, &mut name);
-            text.push_str("{\"$key\":");
-            string(name.as_bytes(), text);
-            text.push('}');
+            if let Some(bytes) = arena.encoded(other) {
+                hexadecimal("$bytes", &bytes, bytes.len(), text);
+            } else {
+                let mut name = String::new();
+                arena.push_key(other, &mut name);
+                text.push_str("{\"$key\":");
+                string(name.as_bytes(), text);
+                text.push('}');
+            }
             Ok(())
         }
     };

@@ -187,7 +187,9 @@ impl<'a> Reader<'a> {
                 (true, whole.kind.to_string(), whole.shape, Some(whole.named))
             }
             // Where it is no tensor after all, what the file says is shown as it is.
-            Ok(Rebuilt::Other | Rebuilt::Storage) | Err(_) => return Ok(self.object(call)),
+            Ok(Rebuilt::Other | Rebuilt::Storage | Rebuilt::LeftOut(_)) | Err(_) => {
+                return Ok(self.object(call));
+            }
         };
         let named = named.into_iter().flatten().map(|(name, value)| field(name, "", Child::Value(value)));
         let attributes = parts.into_iter().filter(|it| !matches!(it, Value::None));

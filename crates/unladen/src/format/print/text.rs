@@ -172,26 +172,35 @@ fn leaf_or_key(value: Value, arena: &Arena<'_>, max_bytes: usize, text: &mut Str
             string(arena.bytes(letters), max_bytes, text);
             Ok(())
         }
-        Value::Bytes(bytes) => {
-            let bytes = arena.bytes(bytes);
-            match bytes.iter().all(|it| (b' '..=b'~').contains(it)) && bytes.len() <= max_bytes.min(200) {
-                true => write!(text, "b'{}'", bytes.escape_ascii()),
-                false => {
-                    hexadecimal(bytes, bytes.len(), text);
-                    Ok(())
-                }
-            }
+        Value::Bytes(place) => {
+            bytes(arena.bytes(place), max_bytes, text);
+            Ok(())
         }
         Value::Symbol(symbol) => {
             text.extend(arena.symbols[symbol as usize].to_string().escape_debug());
             Ok(())
         }
-        other => {
-            let mut name = String::new();
-            arena.push_key(other, &mut name);
-            write!(text, "{}", name.escape_debug())
-        }
+        other => match arena.encoded(other) {
+            Some(encoded) => {
+                bytes(&encoded, max_bytes, text);
+                Ok(())
+            }
+            None => {
+                let mut name = String::new();
+                arena.push_key(other, &mut name);
+                write!(text, "{}", name.escape_debug())
+            }
+        },
     };
+}
+
+/// Bytes as Python writes them; many, or such as are no letters, by their number and the first of them.
+fn bytes(bytes: &[u8], max_bytes: usize, text: &mut String) {
+    match bytes.iter().all(|it| (b' '..=b'~').contains(it)) && bytes.len() <= max_bytes.min(200) {
+        // Writing to a string cannot fail.
+        true => drop(write!(text, "b'{}'", bytes.escape_ascii())),
+        false => hexadecimal(bytes, bytes.len(), text),
+    }
 }
 
 /// The shortest digits that give the same number again.

@@ -19,7 +19,7 @@ pub(super) fn key(text: &str) -> Vec<u8> {
     [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
-fn archive(records: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn archive(records: &[(&str, &[u8])]) -> Vec<u8> {
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, bytes) in records {
@@ -29,7 +29,7 @@ fn archive(records: &[(&str, &[u8])]) -> Vec<u8> {
     writer.finish().unwrap().into_inner()
 }
 
-fn open_records(records: &[(&str, &[u8])]) -> Result<Checkpoint> {
+pub(super) fn open_records(records: &[(&str, &[u8])]) -> Result<Checkpoint> {
     let bytes = archive(records);
     let len_bytes = bytes.len() as u64;
     let stamp =
@@ -42,7 +42,7 @@ pub(super) fn open(parts: &[&[u8]]) -> Result<Checkpoint> {
     open_records(&[("x/data.pkl", &pickle), ("x/data/0", &[0; 16]), ("x/version", b"3\n")])
 }
 
-fn names(checkpoint: &Checkpoint) -> Vec<&str> {
+pub(super) fn names(checkpoint: &Checkpoint) -> Vec<&str> {
     checkpoint.tensors.iter().map(|it| it.name.as_str()).collect()
 }
 
@@ -194,7 +194,7 @@ fn storages_must_have_the_size_that_is_claimed() {
 }
 
 /// A call of a function of `torch._utils` with these arguments.
-fn utils(function: &str, args: &[&[u8]]) -> Vec<u8> {
+pub(super) fn utils(function: &str, args: &[&[u8]]) -> Vec<u8> {
     [b"ctorch._utils\n", function.as_bytes(), b"\n(", &args.concat()[..], b"tR"].concat()
 }
 

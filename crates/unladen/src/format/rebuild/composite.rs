@@ -267,13 +267,13 @@ impl Rebuild<'_> {
             _ => Unwrapped::Other,
         };
         match unwrapped {
-            Unwrapped::Tensor(view) => Ok(view),
+            Unwrapped::Tensor(view) if view.left_out.is_none() => Ok(view),
             _ => Err(malformed("a plain tensor as a part of another", value)),
         }
     }
 
     /// True for what holds no tensor at first sight: a number, a text, a short list of such.
-    fn is_plain(&self, value: Value) -> bool {
+    pub(in crate::format) fn is_plain(&self, value: Value) -> bool {
         let is_leaf = |it: &Value| {
             !matches!(
                 it,

@@ -1,6 +1,6 @@
 //! Modules of PyTorch that were pickled whole: what their `state_dict` would list, and what it would not.
 
-use super::children::Segment;
+use super::{children::Segment, objects};
 use crate::format::{
     pickle::{Arena, Value},
     rebuild::Parts,
@@ -12,7 +12,7 @@ const MODULE_PARTS: [&str; 3] = ["_parameters", BUFFERS, "_modules"];
 const TRANSIENT: &str = "_non_persistent_buffers_set";
 
 /// The parts of a module of PyTorch. As in its `state_dict`, parameters, buffers and modules stand at its own path;
-/// what is not listed there is hidden: transient buffers, other attributes, arguments of the class.
+/// what is not listed there is hidden: transient buffers, other attributes but for packed weights, arguments of the class.
 pub(super) struct Module<'a> {
     /// Parameters, buffers, modules.
     parts: [Option<u32>; 3],
@@ -73,7 +73,8 @@ impl<'a> Module<'a> {
         let attributes = &arena.dicts[self.attributes as usize].items;
         if let Some(&(key, value)) = attributes.get(index) {
             let is_listed = matches!(value, Value::Dict(dict) if self.parts.contains(&Some(dict)));
-            return Some((Segment::Key(key), if is_listed { Value::None } else { value }, true));
+            let is_hidden = !objects::is_packed(arena, value);
+            return Some((Segment::Key(key), if is_listed { Value::None } else { value }, is_hidden));
         }
         Some((Segment::Nothing, *self.others.get(index - attributes.len())?, true))
     }
