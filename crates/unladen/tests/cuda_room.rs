@@ -436,8 +436,8 @@ fn a_submission_that_fails_leaves_nothing_in_flight() {
         ("fail cuMemcpyHtoDAsync_v2 1 1", "cuMemcpyHtoDAsync: CUDA_ERROR_INVALID_VALUE ("),
         ("fail cuMemcpyHtoDAsync_v2 3 999", "cuMemcpyHtoDAsync: CUDA_ERROR_UNKNOWN ("),
         ("fail cuEventRecord 1 400", "cuEventRecord: CUDA_ERROR_INVALID_HANDLE ("),
-        // The thread's context could not be pushed, for the second copy.
-        ("fail cuCtxPushCurrent_v2 4 201", "cuCtxPushCurrent: CUDA_ERROR_INVALID_CONTEXT ("),
+        // The thread's context could not be pushed, for the second copy, nor when that was tried again.
+        ("fail cuCtxPushCurrent_v2 4 201 2", "cuCtxPushCurrent: CUDA_ERROR_INVALID_CONTEXT ("),
     ] {
         let slot = slot(&context, 1);
         fake.tell(&format!("delay_us 5000\n{failing}"));
