@@ -1,5 +1,6 @@
 //! The front door: open a checkpoint, plan a load, run it.
 
+mod blame;
 mod machine;
 
 use crate::{
@@ -176,9 +177,10 @@ impl OpenCheckpoint {
             after_step: options.after_step.unwrap_or(&mut nobody),
         };
         let state = match options.on_progress {
-            Some(callback) => progress.report(callback, || engine::run(plan, run))?,
-            None => engine::run(plan, run)?,
+            Some(callback) => progress.report(callback, || engine::run(plan, run)),
+            None => engine::run(plan, run),
         };
+        let state = state.map_err(|error| blame::in_tensor(error, &self.checkpoint))?;
         Ok(Loaded { state, peaks: ledger.get().1 })
     }
 }
