@@ -3,8 +3,11 @@
 use crate::human;
 use unladen::Limits;
 
+/// Sets a field.
+type Set = fn(&mut Limits, u64);
+
 /// What can be set, and how.
-const FIELDS: &[(&str, fn(&mut Limits, u64))] = &[
+const FIELDS: &[(&str, Set)] = &[
     ("pickle_bytes", |limits, value| limits.pickle_bytes = value),
     ("n_objects", |limits, value| limits.n_objects = count(value)),
     ("n_records", |limits, value| limits.n_records = value),
@@ -19,7 +22,7 @@ const FIELDS: &[(&str, fn(&mut Limits, u64))] = &[
 #[derive(Clone, Debug)]
 pub(crate) struct Limit {
     name: &'static str,
-    set: fn(&mut Limits, u64),
+    set: Set,
     value: u64,
 }
 
