@@ -296,7 +296,7 @@ fn loads_alike(checkpoint: &OpenCheckpoint, bytes: Option<&[u8]>, turn: usize) {
     loads.iter().filter_map(|it| it.as_ref().err()).for_each(is_told);
     assert!(told.windows(2).all(|it| it[0] == it[1]), "ways of loading differ: {told:?}");
 
-    if turn % 4 == 0 {
+    if turn.is_multiple_of(4) {
         is_verified(checkpoint, told[0].is_ok());
     }
 }
