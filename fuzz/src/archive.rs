@@ -1,6 +1,6 @@
 //! Zip archives as `torch.save` writes them, with lies in any field of the directory, the local headers and the end.
 
-use crate::{damage, number, one_in, perhaps_lie};
+use crate::{damage, number, one_in, perhaps_lie, pickle::storage_bytes};
 use arbitrary::{Result, Unstructured};
 use flate2::{Compression, write::DeflateEncoder};
 use std::io::Write as _;
@@ -22,8 +22,7 @@ pub fn records_of(pickle: Vec<u8>) -> Vec<Record> {
     let mut records = vec![Record { name: b"a/data.pkl".to_vec(), bytes: pickle }];
     records.push(Record::new("a/byteorder", b"little"));
     for key in 0..4u8 {
-        let bytes: Vec<u8> = (0..16).map(|it| it * 16 + key).collect();
-        records.push(Record::new(&format!("a/data/{key}"), &bytes));
+        records.push(Record::new(&format!("a/data/{key}"), &storage_bytes(key)));
     }
     records.push(Record::new("a/version", b"3\n"));
     records
@@ -88,134 +87,173 @@ struct Entry {
 
 /// Writes an archive, with lies where `u` says so.
 pub fn write(records: &[Record], u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
-    let mut entries = Vec::new();
-    for record in records {
-        let entry = Entry {
-            name: record.name.clone(),
-            crc32: lie(u, crc32fast::hash(&record.bytes))?,
-            packed: lie(u, record.bytes.len() as u32)?,
-            len: lie(u, record.bytes.len() as u32)?,
-            header_byte: lie(u, out.len() as u32)?,
-            flags: lie(u, 0x0808)?,
-            method: method(u)?,
-        };
-        let (entry, bytes) = if entry.method == 8 && !one_in(u, 16)? {
-            let mut bytes = deflate(&record.bytes);
-            if one_in(u, 16)? {
-                damage(u, &mut bytes)?;
+    Writer { u, may_lie: true, out: Vec::new() }.archive(records)
+}
+
+/// Writes an archive in one of the ways that mean the same: records stored or deflated, sizes before or behind them, fields
+/// where they are or continued elsewhere.
+pub fn write_truly(records: &[Record], u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    Writer { u, may_lie: false, out: Vec::new() }.archive(records)
+}
+
+struct Writer<'w, 'a> {
+    u: &'w mut Unstructured<'a>,
+    may_lie: bool,
+    out: Vec<u8>,
+}
+
+impl<'a> Writer<'_, 'a> {
+    fn archive(mut self, records: &[Record]) -> Result<Vec<u8>> {
+        let mut entries = Vec::new();
+        for record in records {
+            let flags = if one_in(self.u, 8)? { 0x0800 } else { 0x0808 };
+            let entry = Entry {
+                name: record.name.clone(),
+                crc32: self.lie(crc32fast::hash(&record.bytes))?,
+                packed: self.lie(record.bytes.len() as u32)?,
+                len: self.lie(record.bytes.len() as u32)?,
+                header_byte: self.lie(self.out.len() as u32)?,
+                flags: self.lie(flags)?,
+                method: self.method()?,
+            };
+            let (entry, bytes) = if entry.method == 8 && !self.lies_once_in(16)? {
+                let mut bytes = deflate(&record.bytes);
+                if self.lies_once_in(16)? {
+                    damage(self.u, &mut bytes)?;
+                }
+                (Entry { packed: self.lie(bytes.len() as u32)?, ..entry }, bytes)
+            } else {
+                (entry, record.bytes.clone())
+            };
+            self.local(&entry)?;
+            self.out.extend_from_slice(&bytes);
+            if entry.flags & 8 != 0 && !bytes.is_empty() {
+                self.out.extend_from_slice(b"PK\x07\x08");
+                [entry.crc32, entry.packed, entry.len]
+                    .iter()
+                    .for_each(|it| self.out.extend(it.to_le_bytes()));
             }
-            (Entry { packed: lie(u, bytes.len() as u32)?, ..entry }, bytes)
-        } else {
-            (entry, record.bytes.clone())
-        };
-        local(u, &mut out, &entry)?;
-        out.extend_from_slice(&bytes);
-        if entry.flags & 8 != 0 && !bytes.is_empty() {
-            out.extend_from_slice(b"PK\x07\x08");
-            [entry.crc32, entry.packed, entry.len].iter().for_each(|it| out.extend(it.to_le_bytes()));
+            entries.push(entry);
         }
-        entries.push(entry);
+        let directory_byte = self.out.len() as u64;
+        for entry in &entries {
+            self.central(entry)?;
+        }
+        let directory_bytes = self.out.len() as u64 - directory_byte;
+        self.end([entries.len() as u64, directory_bytes, directory_byte])?;
+        Ok(self.out)
     }
-    let directory_byte = out.len() as u64;
-    for entry in &entries {
-        central(u, &mut out, entry)?;
+
+    fn method(&mut self) -> Result<u16> {
+        Ok(match self.u.int_in_range(0..=63)? {
+            0..=47 => 0,
+            63 if self.may_lie => 99,
+            _ => 8,
+        })
     }
-    let directory_bytes = out.len() as u64 - directory_byte;
-    let place = [entries.len() as u64, directory_bytes, directory_byte];
-    end(u, &mut out, place)?;
-    Ok(out)
-}
 
-fn method(u: &mut Unstructured<'_>) -> Result<u16> {
-    Ok(match u.int_in_range(0..=63)? {
-        0..=47 => 0,
-        48..=62 => 8,
-        _ => 99,
-    })
-}
+    fn lies_once_in(&mut self, n: u32) -> Result<bool> {
+        Ok(self.may_lie && one_in(self.u, n)?)
+    }
 
-/// An archive has so many numbers that one lie in two hundred is enough.
-fn lie<'a, T: arbitrary::Arbitrary<'a>>(u: &mut Unstructured<'a>, truth: T) -> Result<T> {
-    if one_in(u, 200)? { u.arbitrary() } else { Ok(truth) }
+    /// An archive has so many numbers that one lie in two hundred is enough.
+    fn lie<T: arbitrary::Arbitrary<'a>>(&mut self, truth: T) -> Result<T> {
+        if self.lies_once_in(200)? { self.u.arbitrary() } else { Ok(truth) }
+    }
+
+    /// A number of the end record.
+    fn lie_of_end(&mut self, truth: u64) -> Result<u64> {
+        if self.lies_once_in(24)? { number(self.u) } else { Ok(truth) }
+    }
+
+    fn local(&mut self, entry: &Entry) -> Result<()> {
+        let start = self.out.len();
+        // To the next 64 bytes, as PyTorch pads.
+        let name_end = start + 30 + entry.name.len() + 4;
+        let padding = (64 - name_end % 64) % 64;
+        self.out.extend_from_slice(b"PK\x03\x04");
+        let shorts = [0, self.lie(entry.flags)?, self.lie(entry.method)?, 0, 0];
+        shorts.iter().for_each(|it: &u16| self.out.extend(it.to_le_bytes()));
+        let honest = if entry.flags & 8 != 0 { [0; 3] } else { [entry.crc32, entry.packed, entry.len] };
+        for it in honest {
+            let it = self.lie(it)?;
+            self.out.extend(it.to_le_bytes());
+        }
+        for it in [entry.name.len() as u16, padding as u16 + 4] {
+            let it = self.lie(it)?;
+            self.out.extend(it.to_le_bytes());
+        }
+        self.out.extend_from_slice(&entry.name);
+        self.out.extend_from_slice(b"FB");
+        self.out.extend((padding as u16).to_le_bytes());
+        self.out.extend(std::iter::repeat_n(b'Z', padding));
+        Ok(())
+    }
+
+    fn central(&mut self, entry: &Entry) -> Result<()> {
+        // Some fields are continued in a zip64 extra field.
+        let is_wide: [bool; 3] = [one_in(self.u, 16)?, one_in(self.u, 16)?, one_in(self.u, 16)?];
+        let fields = [entry.len, entry.packed, entry.header_byte];
+        let mut extra = Vec::new();
+        for (field, _) in fields.iter().zip(is_wide).filter(|(_, is_wide)| *is_wide) {
+            extra.extend(self.lie(u64::from(*field))?.to_le_bytes());
+        }
+        if !extra.is_empty() {
+            let len = self.lie(extra.len() as u16)?;
+            extra = [&1u16.to_le_bytes()[..], &len.to_le_bytes(), &extra].concat();
+        }
+        let [len, packed, header_byte] = [0, 1, 2].map(|it| if is_wide[it] { u32::MAX } else { fields[it] });
+        self.out.extend_from_slice(b"PK\x01\x02");
+        let shorts = [0, 0, entry.flags, entry.method, 0, 0];
+        shorts.iter().for_each(|it: &u16| self.out.extend(it.to_le_bytes()));
+        [entry.crc32, packed, len].iter().for_each(|it| self.out.extend(it.to_le_bytes()));
+        for it in [entry.name.len() as u16, extra.len() as u16, 0, 0, 0] {
+            let it = self.lie(it)?;
+            self.out.extend(it.to_le_bytes());
+        }
+        self.out.extend([0; 4]);
+        self.out.extend(header_byte.to_le_bytes());
+        self.out.extend_from_slice(&entry.name);
+        self.out.extend_from_slice(&extra);
+        Ok(())
+    }
+
+    /// `place`: how many entries, how many bytes of directory, from where on.
+    fn end(&mut self, place: [u64; 3]) -> Result<()> {
+        if one_in(self.u, 2)? {
+            let at = self.out.len() as u64;
+            self.out.extend_from_slice(b"PK\x06\x06");
+            let len = self.lie(44u64)?;
+            self.out.extend(len.to_le_bytes());
+            self.out.extend([0; 12]);
+            for it in [place[0], place[0], place[1], place[2]] {
+                let it = self.lie(it)?;
+                self.out.extend(it.to_le_bytes());
+            }
+            self.out.extend_from_slice(b"PK\x06\x07\0\0\0\0");
+            let at = self.lie(at)?;
+            self.out.extend(at.to_le_bytes());
+            self.out.extend(1u32.to_le_bytes());
+        }
+        let comment: &[u8] = if self.lies_once_in(16)? { b"PK\x05\x06 a comment that is none" } else { b"" };
+        self.out.extend_from_slice(b"PK\x05\x06\0\0\0\0");
+        for it in [place[0], place[0]] {
+            let it = self.lie_of_end(it)? as u16;
+            self.out.extend(it.to_le_bytes());
+        }
+        for it in [place[1], place[2]] {
+            let it = self.lie_of_end(it)? as u32;
+            self.out.extend(it.to_le_bytes());
+        }
+        let len = self.lie(comment.len() as u16)?;
+        self.out.extend(len.to_le_bytes());
+        self.out.extend_from_slice(comment);
+        Ok(())
+    }
 }
 
 fn deflate(bytes: &[u8]) -> Vec<u8> {
     let mut packed = DeflateEncoder::new(Vec::new(), Compression::default());
     // Vectors take all.
     packed.write_all(bytes).and_then(|()| packed.finish()).unwrap_or_default()
-}
-
-fn local(u: &mut Unstructured<'_>, out: &mut Vec<u8>, entry: &Entry) -> Result<()> {
-    let start = out.len();
-    // To the next 64 bytes, as PyTorch pads.
-    let name_end = start + 30 + entry.name.len() + 4;
-    let padding = (64 - name_end % 64) % 64;
-    out.extend_from_slice(b"PK\x03\x04");
-    let shorts = [0, lie(u, entry.flags)?, lie(u, entry.method)?, 0, 0];
-    shorts.iter().for_each(|it: &u16| out.extend(it.to_le_bytes()));
-    let honest = if entry.flags & 8 != 0 { [0; 3] } else { [entry.crc32, entry.packed, entry.len] };
-    for it in honest {
-        out.extend(lie(u, it)?.to_le_bytes());
-    }
-    out.extend(lie(u, entry.name.len() as u16)?.to_le_bytes());
-    out.extend(lie(u, padding as u16 + 4)?.to_le_bytes());
-    out.extend_from_slice(&entry.name);
-    out.extend_from_slice(b"FB");
-    out.extend((padding as u16).to_le_bytes());
-    out.extend(std::iter::repeat_n(b'Z', padding));
-    Ok(())
-}
-
-fn central(u: &mut Unstructured<'_>, out: &mut Vec<u8>, entry: &Entry) -> Result<()> {
-    // Some fields are continued in a zip64 extra field.
-    let is_wide: [bool; 3] = [one_in(u, 16)?, one_in(u, 16)?, one_in(u, 16)?];
-    let fields = [entry.len, entry.packed, entry.header_byte];
-    let mut extra = Vec::new();
-    for (field, _) in fields.iter().zip(is_wide).filter(|(_, is_wide)| *is_wide) {
-        extra.extend(lie(u, u64::from(*field))?.to_le_bytes());
-    }
-    if !extra.is_empty() {
-        let len = lie(u, extra.len() as u16)?;
-        extra = [&1u16.to_le_bytes()[..], &len.to_le_bytes(), &extra].concat();
-    }
-    let [len, packed, header_byte] = [0, 1, 2].map(|it| if is_wide[it] { u32::MAX } else { fields[it] });
-    out.extend_from_slice(b"PK\x01\x02");
-    [0, 0, entry.flags, entry.method, 0, 0].iter().for_each(|it: &u16| out.extend(it.to_le_bytes()));
-    [entry.crc32, packed, len].iter().for_each(|it| out.extend(it.to_le_bytes()));
-    for it in [entry.name.len() as u16, extra.len() as u16, 0, 0, 0] {
-        out.extend(lie(u, it)?.to_le_bytes());
-    }
-    out.extend([0; 4]);
-    out.extend(header_byte.to_le_bytes());
-    out.extend_from_slice(&entry.name);
-    out.extend_from_slice(&extra);
-    Ok(())
-}
-
-/// `place`: how many entries, how many bytes of directory, from where on.
-fn end(u: &mut Unstructured<'_>, out: &mut Vec<u8>, place: [u64; 3]) -> Result<()> {
-    if one_in(u, 2)? {
-        let at = out.len() as u64;
-        out.extend_from_slice(b"PK\x06\x06");
-        out.extend(lie(u, 44u64)?.to_le_bytes());
-        out.extend([0; 12]);
-        for it in [place[0], place[0], place[1], place[2]] {
-            out.extend(lie(u, it)?.to_le_bytes());
-        }
-        out.extend_from_slice(b"PK\x06\x07\0\0\0\0");
-        out.extend(lie(u, at)?.to_le_bytes());
-        out.extend(1u32.to_le_bytes());
-    }
-    let comment: &[u8] = if one_in(u, 16)? { b"PK\x05\x06 a comment that is none" } else { b"" };
-    out.extend_from_slice(b"PK\x05\x06\0\0\0\0");
-    for it in [place[0] as u16, place[0] as u16] {
-        out.extend(if one_in(u, 24)? { number(u)? as u16 } else { it }.to_le_bytes());
-    }
-    for it in [place[1] as u32, place[2] as u32] {
-        out.extend(if one_in(u, 24)? { number(u)? as u32 } else { it }.to_le_bytes());
-    }
-    out.extend(lie(u, comment.len() as u16)?.to_le_bytes());
-    out.extend_from_slice(comment);
-    Ok(())
 }

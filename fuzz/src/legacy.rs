@@ -2,7 +2,7 @@
 
 use crate::{
     one_in, perhaps_lie,
-    pickle::{self, Ids, STORAGES, text},
+    pickle::{self, Ids, Pickle, STORAGES, storage_bytes, text},
 };
 use arbitrary::{Result, Unstructured};
 
@@ -11,6 +11,11 @@ const MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.
 /// A file.
 pub fn file(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let object = pickle::write(u, Ids::Legacy)?;
+    around(u, object)
+}
+
+/// A file around a pickle, and the storages that it names.
+pub fn around(u: &mut Unstructured<'_>, object: Pickle) -> Result<Vec<u8>> {
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(b"\x80\x02M");
     out.extend(perhaps_lie(u, 1001u16)?.to_le_bytes());
@@ -31,7 +36,7 @@ pub fn file(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     out.extend_from_slice(b"e.");
     for (index, n_elems) in storages {
         out.extend(perhaps_lie(u, n_elems)?.to_le_bytes());
-        out.extend((0..16).map(|it| it * 16 + index as u8));
+        out.extend(storage_bytes(index as u8));
     }
     Ok(out)
 }

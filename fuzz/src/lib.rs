@@ -11,6 +11,7 @@ pub mod pickle;
 pub mod promises;
 pub mod safetensors;
 pub mod tar;
+pub mod truth;
 pub mod weight_map;
 
 use arbitrary::{Result, Unstructured};

@@ -1,161 +1,19 @@
 //! Pickle streams: opcodes in any order with operands of the right form, and whole calls as PyTorch writes them with odd
 //! numbers in them.
 
+mod opcodes;
+
 use crate::{number, one_in, perhaps_lie};
 use arbitrary::{Result, Unstructured};
+use opcodes::{
+    GLOBALS, OPCODES,
+    Operand::{Bytes, Counted, Line, Lines, Nothing},
+    WORDS,
+};
 use std::{
     collections::BTreeMap,
     ops::{Deref, DerefMut},
 };
-
-/// What follows an opcode.
-#[derive(Clone, Copy)]
-enum Operand {
-    Nothing,
-    Bytes(usize),
-    /// Text up to a newline.
-    Line,
-    /// Two of them.
-    Lines,
-    /// A length of so many bytes, and as many bytes of text.
-    Counted(usize),
-}
-
-use Operand::{Bytes, Counted, Line, Lines, Nothing};
-
-/// Every opcode of Python's, by its protocol.
-const OPCODES: &[(u8, Operand)] = &[
-    (b'(', Nothing),
-    (b'.', Nothing),
-    (b'0', Nothing),
-    (b'1', Nothing),
-    (b'2', Nothing),
-    (b'F', Line),
-    (b'I', Line),
-    (b'J', Bytes(4)),
-    (b'K', Bytes(1)),
-    (b'L', Line),
-    (b'M', Bytes(2)),
-    (b'N', Nothing),
-    (b'P', Line),
-    (b'Q', Nothing),
-    (b'R', Nothing),
-    (b'S', Line),
-    (b'T', Counted(4)),
-    (b'U', Counted(1)),
-    (b'V', Line),
-    (b'X', Counted(4)),
-    (b'a', Nothing),
-    (b'b', Nothing),
-    (b'c', Lines),
-    (b'd', Nothing),
-    (b'}', Nothing),
-    (b'e', Nothing),
-    (b'g', Line),
-    (b'h', Bytes(1)),
-    (b'i', Lines),
-    (b'j', Bytes(4)),
-    (b'l', Nothing),
-    (b']', Nothing),
-    (b'o', Nothing),
-    (b'p', Line),
-    (b'q', Bytes(1)),
-    (b'r', Bytes(4)),
-    (b's', Nothing),
-    (b't', Nothing),
-    (b')', Nothing),
-    (b'u', Nothing),
-    (b'G', Bytes(8)),
-    (0x80, Bytes(1)),
-    (0x81, Nothing),
-    (0x82, Bytes(1)),
-    (0x83, Bytes(2)),
-    (0x84, Bytes(4)),
-    (0x85, Nothing),
-    (0x86, Nothing),
-    (0x87, Nothing),
-    (0x88, Nothing),
-    (0x89, Nothing),
-    (0x8a, Counted(1)),
-    (0x8b, Counted(4)),
-    (b'B', Counted(4)),
-    (b'C', Counted(1)),
-    (0x8c, Counted(1)),
-    (0x8d, Counted(8)),
-    (0x8e, Counted(8)),
-    (0x8f, Nothing),
-    (0x90, Nothing),
-    (0x91, Nothing),
-    (0x92, Nothing),
-    (0x93, Nothing),
-    (0x94, Nothing),
-    (0x95, Bytes(8)),
-    (0x96, Counted(8)),
-    (0x97, Nothing),
-    (0x98, Nothing),
-];
-
-const WORDS: &[&str] = &[
-    "storage",
-    "0",
-    "1",
-    "2",
-    "3",
-    "9",
-    "cpu",
-    "w",
-    "a.b",
-    "state_dict",
-    "_metadata",
-    "01",
-    "-1",
-    "1.5",
-    "1L",
-    "",
-    "'x'",
-    "\"",
-    "\\x",
-    "module",
-    "conj",
-    "neg",
-    "../x",
-    "é\u{0}",
-];
-
-const GLOBALS: &[(&str, &str)] = &[
-    ("collections", "OrderedDict"),
-    ("collections", "defaultdict"),
-    ("builtins", "set"),
-    ("builtins", "dict"),
-    ("torch", "Size"),
-    ("torch", "FloatStorage"),
-    ("torch", "LongStorage"),
-    ("torch", "BoolStorage"),
-    ("torch", "float32"),
-    ("torch", "uint16"),
-    ("torch", "FloatTensor"),
-    ("torch.storage", "UntypedStorage"),
-    ("torch.nn.parameter", "Parameter"),
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_tensor_v3"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch._utils", "_rebuild_parameter_with_state"),
-    ("torch._tensor", "_rebuild_from_type_v2"),
-    ("torch._utils", "_rebuild_qtensor"),
-    ("torch._utils", "_rebuild_sparse_tensor"),
-    ("torch._utils", "_rebuild_nested_tensor"),
-    ("torch._utils", "_rebuild_meta_tensor_no_storage"),
-    ("torch._utils", "_rebuild_wrapper_subclass"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.storage", "_load_from_bytes"),
-    ("_codecs", "encode"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("os", "system"),
-    ("mark", "mark"),
-];
 
 /// How the persistent ids of a container say what they mean.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -199,6 +57,29 @@ impl DerefMut for Pickle {
 /// Key, class and number of elements of the storages that there are: each has 16 bytes.
 pub const STORAGES: [(&str, &str, u64); 4] =
     [("0", "FloatStorage", 4), ("1", "HalfStorage", 8), ("2", "ByteStorage", 16), ("3", "DoubleStorage", 2)];
+
+/// What the storage at a position of [`STORAGES`] holds.
+pub fn storage_bytes(index: u8) -> Vec<u8> {
+    (0..16).map(|it| it * 16 + index).collect()
+}
+
+/// Offset, sizes and strides, in elements.
+pub type View = (u64, Vec<u64>, Vec<u64>);
+
+/// How many views [`view`] knows.
+pub const N_VIEWS: usize = 6;
+
+/// A view of a storage of so many elements: whole, in rows, in columns, expanded, with holes.
+pub fn view(kind: usize, n_elems: u64) -> View {
+    let half = n_elems / 2;
+    match kind {
+        0 | 1 => (0, vec![n_elems], vec![1]),
+        2 => (0, vec![half, 2], vec![2, 1]),
+        3 => (0, vec![half, 2], vec![1, half]),
+        4 => (half, vec![3, half], vec![0, 1]),
+        _ => (1, vec![half], vec![2]),
+    }
+}
 
 /// A pickle for a zip archive, see [`write`].
 pub fn stream(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
@@ -273,15 +154,36 @@ pub fn tensor(u: &mut Unstructured<'_>, out: &mut Pickle) -> Result<()> {
     Ok(())
 }
 
+/// A view of the storage at a position of [`STORAGES`], as PyTorch writes a tensor, without a lie.
+pub fn honest_tensor(out: &mut Pickle, index: usize, (offset, sizes, strides): &View) {
+    let (key, class, n_elems) = STORAGES[index];
+    out.used.entry(index).or_insert(n_elems);
+    global(out, ("torch._utils", "_rebuild_tensor_v2"));
+    out.extend_from_slice(b"((");
+    text(out, "storage");
+    global(out, ("torch", class));
+    text(out, key);
+    text(out, "cpu");
+    long(out, n_elems);
+    if out.ids == Ids::Legacy {
+        out.push(b'N');
+    }
+    out.extend_from_slice(b"tQ");
+    long(out, *offset);
+    for numbers in [sizes, strides] {
+        out.push(b'(');
+        numbers.iter().for_each(|it| long(out, *it));
+        out.push(b't');
+    }
+    out.push(0x89);
+    hooks(out);
+    out.extend_from_slice(b"tR");
+}
+
 /// Offset, sizes and strides: those of a storage of so many elements, or any.
 fn layout(u: &mut Unstructured<'_>, out: &mut Pickle, n_elems: u64) -> Result<()> {
-    let half = n_elems / 2;
-    let (offset, sizes, strides) = match u.int_in_range(0..=7)? {
-        0 | 1 => (0, vec![n_elems], vec![1]),
-        2 => (0, vec![half, 2], vec![2, 1]),
-        3 => (0, vec![half, 2], vec![1, half]),
-        4 => (half, vec![3, half], vec![0, 1]),
-        5 => (1, vec![half], vec![2]),
+    let (offset, sizes, strides) = match u.int_in_range(0..=N_VIEWS + 1)? {
+        kind if kind < N_VIEWS => view(kind, n_elems),
         _ => {
             let n_dims = u.int_in_range(0..=3)?;
             let mut numbers = |n: usize| (0..n).map(|_| number(u)).collect::<Result<Vec<u64>>>();

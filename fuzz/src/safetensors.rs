@@ -3,7 +3,8 @@
 use crate::{number, one_in, perhaps_lie};
 use arbitrary::{Result, Unstructured};
 
-const DTYPES: &[(&str, u64)] = &[
+/// Types and bytes of an element, of the first [`N_WHOLE`] at least.
+pub const DTYPES: &[(&str, u64)] = &[
     ("F32", 4),
     ("F16", 2),
     ("BF16", 2),
@@ -18,6 +19,9 @@ const DTYPES: &[(&str, u64)] = &[
     ("f32", 4),
     ("F99", 4),
 ];
+
+/// So many types of [`DTYPES`] are known and have whole bytes.
+pub const N_WHOLE: usize = 9;
 
 const NAMES: &[&str] = &["w", "a.b", "__metadata__", "", "\\u0000", "\\ud800", "\\\"", "../x", "é", "w", "x"];
 

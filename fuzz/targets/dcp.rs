@@ -9,6 +9,6 @@ thread_local!(static SCRATCH: Scratch = Scratch::default());
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(files) = dcp::folder(&mut Unstructured::new(data)) {
-        SCRATCH.with(|it| it.keeps_its_promises_of(&files));
+        SCRATCH.with(|it| it.keeps_its_promises_of(&files, None));
     }
 });

@@ -8,7 +8,12 @@ use unladen_fuzz::{promises::Scratch, weight_map};
 thread_local!(static SCRATCH: Scratch = Scratch::default());
 
 fuzz_target!(|data: &[u8]| {
-    if let Ok(files) = weight_map::folder(&mut Unstructured::new(data)) {
-        SCRATCH.with(|it| it.keeps_its_promises_of(&files));
-    }
+    SCRATCH.with(|it| {
+        let outside = it.outside();
+        if let Ok((files, opens)) =
+            weight_map::folder(&mut Unstructured::new(data), &outside.to_string_lossy())
+        {
+            it.keeps_its_promises_of(&files, opens);
+        }
+    });
 });

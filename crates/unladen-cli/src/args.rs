@@ -1,10 +1,13 @@
 //! The words of the command line.
 
-use crate::human;
+use crate::{
+    human,
+    limits::{self, Limit},
+};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use unladen::{
-    Casts, Checkpoint, Device, DeviceMap, Format, Intent, IoPath, OpenOptions, PlanOptions, Strategy,
+    Casts, Checkpoint, Device, DeviceMap, Format, Intent, IoPath, Limits, OpenOptions, PlanOptions, Strategy,
     checkpoint::Root,
 };
 
@@ -64,12 +67,21 @@ pub(crate) struct OpenArgs {
     /// Let the files that a weight map names be links to anywhere, not only within their folder or Hugging Face's cache.
     #[arg(long)]
     pub(crate) follow_links: bool,
+    // Its help lists the names.
+    #[arg(long = "limit", value_name = "NAME=VALUE", value_parser = limits::parse, help = limits::help())]
+    pub(crate) limits: Vec<Limit>,
 }
 
 impl OpenArgs {
     pub(crate) fn options(&self) -> OpenOptions {
-        let OpenArgs { root, strict, follow_links } = self.clone();
-        OpenOptions { root, strict, follow_links, ..OpenOptions::default() }
+        let mut limits = Limits::default();
+        self.limits.iter().for_each(|it| it.apply(&mut limits));
+        OpenOptions { limits, root: self.root.clone(), strict: self.strict, follow_links: self.follow_links }
+    }
+
+    /// As [`OpenArgs::options`], for another copy of a checkpoint that was opened already: all of it, and without questions.
+    pub(crate) fn options_of_copy(&self) -> OpenOptions {
+        OpenOptions { root: None, strict: false, ..self.options() }
     }
 
     /// The same words again, for a command that is started by another.
@@ -77,7 +89,12 @@ impl OpenArgs {
         let root = self.root.iter().map(|it| format!("--root={it}"));
         let strict = self.strict.then(|| "--strict".to_owned());
         let follow_links = self.follow_links.then(|| "--follow-links".to_owned());
-        root.chain(strict).chain(follow_links).collect()
+        root.chain(strict).chain(follow_links).chain(self.words_of_copy()).collect()
+    }
+
+    /// As [`OpenArgs::words`], for another copy of a checkpoint that was opened already.
+    pub(crate) fn words_of_copy(&self) -> Vec<String> {
+        self.limits.iter().map(Limit::word).collect()
     }
 }
 

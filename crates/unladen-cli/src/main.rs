@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod gpt2_file;
 mod human;
+mod limits;
 mod out;
 mod row;
 mod watch;

@@ -83,6 +83,7 @@ mod tests {
 
     /// Compiled with and without the feature: both twins have this shape.
     #[test]
+    #[expect(clippy::type_complexity, reason = "types are what this is about")]
     fn what_is_there_has_the_same_shape_without_cuda() {
         fn any_thread<T: Send + Sync + std::fmt::Debug>() {}
         let _: fn() -> bool = has_driver;

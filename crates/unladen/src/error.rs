@@ -189,6 +189,13 @@ impl Fault {
         Error::Unsupported(Box::new(self))
     }
 
+    /// More than the caller allows a file to claim: `limit` is the field of [`Limits`](crate::Limits) that says how much.
+    pub fn over_limit(self, limit: &str) -> Error {
+        let hint =
+            format!("if you trust the file, allow more: `--limit {limit}=…`, in code `Limits::{limit}`");
+        self.hint(hint).unsupported()
+    }
+
     /// Nobody's alone: two things disagree.
     pub fn mismatch(self) -> Error {
         Error::Mismatch(Box::new(self))

@@ -1,5 +1,6 @@
 //! The front door: open a checkpoint, plan a load, run it.
 
+mod blame;
 mod gpus;
 mod machine;
 
@@ -184,10 +185,11 @@ impl OpenCheckpoint {
             adopt,
             after_step: options.after_step.unwrap_or(&mut nobody),
         };
-        let (state, gpus) = match options.on_progress {
-            Some(callback) => progress.report(callback, || engine::run(plan, run))?,
-            None => engine::run(plan, run)?,
+        let run = match options.on_progress {
+            Some(callback) => progress.report(callback, || engine::run(plan, run)),
+            None => engine::run(plan, run),
         };
+        let (state, gpus) = run.map_err(|error| blame::in_tensor(error, &self.checkpoint))?;
         Ok(Loaded { state, peaks: ledger.get().1, gpus })
     }
 }

@@ -93,7 +93,7 @@ fn folder_of(checkpoint: &OpenCheckpoint, args: &CompareArgs, bench: &mut Workbe
 
 /// One strategy in a process of its own.
 fn one(strategy: Strategy, file: &Path, args: &CompareArgs, bench: &Workbench) -> Result<Outcome> {
-    watch::with_bar(if args.cold { "evicting" } else { "warming" }, || prepare_cache(file, args.cold))?;
+    watch::with_bar(if args.cold { "evicting" } else { "warming" }, || prepare_cache(file, args))?;
     let logits_file = bench.scratch(&format!("{strategy}.logits"));
     let program =
         std::env::current_exe().map_err(|source| Error::io(Path::new("unladen"), "find itself", source))?;
@@ -115,9 +115,8 @@ fn one(strategy: Strategy, file: &Path, args: &CompareArgs, bench: &Workbench) -
     ]);
     command.args(args.io.iter().flat_map(|path| ["--io", path.name()]));
     // What was saved again has been restricted, and checked, already.
-    if args.file.as_deref() == Some(file) {
-        command.args(args.open.words());
-    }
+    let is_copy = args.file.as_deref() != Some(file);
+    command.args(if is_copy { args.open.words_of_copy() } else { args.open.words() });
     command.args(args.heads.iter().flat_map(|heads| ["--heads".to_owned(), heads.to_string()]));
     command.arg("--logits-to").arg(&logits_file).arg("--").arg(file);
     command.stdin(Stdio::null());
@@ -139,9 +138,10 @@ fn one(strategy: Strategy, file: &Path, args: &CompareArgs, bench: &Workbench) -
     Ok(Outcome { strategy, result, logits })
 }
 
-fn prepare_cache(path: &Path, cold: bool) -> Result<()> {
+fn prepare_cache(path: &Path, args: &CompareArgs) -> Result<()> {
+    let cold = args.cold;
     let (mut len_bytes, mut cached_bytes) = (0, Some(0));
-    for file in super::load::files_of(path) {
+    for file in super::load::files_of(path, &args.open.options_of_copy()) {
         let open = fs::File::open(&file).map_err(|source| Error::io(&file, "open the file", source))?;
         let file_bytes =
             open.metadata().map_err(|source| Error::io(&file, "look at the file", source))?.len();

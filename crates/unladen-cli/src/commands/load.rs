@@ -16,7 +16,8 @@ use std::{
     time::Instant,
 };
 use unladen::{
-    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, Result, RunOptions, StateDict, TensorBuffer, memory,
+    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, OpenOptions, Result, RunOptions, StateDict,
+    TensorBuffer, memory,
     memory::{Measured, Method},
     tensor::Layout,
     verify,
@@ -250,8 +251,8 @@ fn candidates(path: &Path) -> Vec<PathBuf> {
 }
 
 /// The files of a checkpoint, which are not all that its folder holds. None if it does not open.
-pub(crate) fn files_of(path: &Path) -> Vec<PathBuf> {
-    let stamps = unladen::open(path).map(|it| it.files().stamps()).unwrap_or_default();
+pub(crate) fn files_of(path: &Path, options: &OpenOptions) -> Vec<PathBuf> {
+    let stamps = unladen::open_with(path, options).map(|it| it.files().stamps()).unwrap_or_default();
     stamps.into_iter().filter(|it| it.packed.is_none()).map(|it| it.path).collect()
 }
 

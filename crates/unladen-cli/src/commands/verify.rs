@@ -6,7 +6,7 @@ use crate::{args::VerifyArgs, human, out, watch};
 use report::{CheckReport, CompareReport};
 use std::{path::Path, process::ExitCode, time::Instant};
 use unladen::{
-    Limits, OpenCheckpoint, OpenOptions, Result,
+    OpenCheckpoint, OpenOptions, Result,
     checkpoint::Root,
     verify::{self, Check, Manifest},
 };
@@ -30,13 +30,14 @@ fn open(path: &Path, options: &OpenOptions) -> Result<OpenCheckpoint> {
 
 fn check(args: &VerifyArgs) -> Result<bool> {
     let manifest = args.manifest.as_deref().map(Manifest::read).transpose()?;
-    let checkpoint = open(&args.file, &args.open.options())?;
+    let options = args.open.options();
+    let checkpoint = open(&args.file, &options)?;
     if let Some(path) = &args.write_manifest {
         Manifest::check_output(path, args.force, &checkpoint.files)?;
     }
     let check = Check {
         host_budget_bytes: args.host_budget,
-        limits: Limits::default(),
+        limits: options.limits,
         hashes: args.write_manifest.is_some(),
         manifest: manifest.as_ref(),
     };

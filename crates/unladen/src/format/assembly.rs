@@ -45,7 +45,7 @@ impl Assembly {
     pub(super) fn append(&mut self, (mut part, files): (Checkpoint, FileSet)) -> Result<()> {
         if self.checkpoint.tensors.len().saturating_add(part.tensors.len()) > self.max_tensors {
             let expected = format!("at most {} tensors in all files", self.max_tensors);
-            return Err(Fault::new(expected, "more of them").unsupported());
+            return Err(Fault::new(expected, "more of them").over_limit("n_tensors"));
         }
         let n_room = MAX_WARNINGS.saturating_sub(self.checkpoint.warnings.len());
         self.n_silent += part.warnings.len().saturating_sub(n_room);
@@ -76,6 +76,6 @@ pub(super) fn check_n_files(n_files: usize, options: &OpenOptions) -> Result<()>
     if n_files <= most {
         return Ok(());
     }
-    Err(Fault::new(format!("a checkpoint of at most {most} files"), format!("{n_files} of them"))
-        .unsupported())
+    let expected = format!("a checkpoint of at most {most} files");
+    Err(Fault::new(expected, format!("{n_files} of them")).over_limit("n_files"))
 }

@@ -8,6 +8,7 @@ use super::{
     assembly::{Assembly, check_n_files},
     confine::Folder,
     folder::natural,
+    pickle,
     tree::MAX_WARNINGS,
 };
 use crate::{
@@ -44,12 +45,8 @@ fn read(source: &FileSource, folder: &Folder<'_>, options: &OpenOptions) -> Resu
 }
 
 fn read_metadata(source: &FileSource, options: &OpenOptions) -> Result<Metadata> {
-    let (len_bytes, most_bytes) = (source.len_bytes(), options.limits.pickle_bytes);
-    if len_bytes > most_bytes {
-        let expected = format!("metadata of at most {most_bytes} bytes");
-        return Err(Fault::new(expected, format!("{len_bytes} bytes")).unsupported());
-    }
-    metadata::read(&source.read_range(0..len_bytes)?, options)
+    pickle::check_len(source.len_bytes(), &options.limits)?;
+    metadata::read(&source.read_range(0..source.len_bytes())?, options)
 }
 
 /// Where the chunks of a folder that was opened before are: in which files, and where there.

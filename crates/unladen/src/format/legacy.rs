@@ -4,7 +4,7 @@
 use super::{
     Limits, OpenOptions, inline,
     persistent::{StorageClaim, storage_claim, text},
-    pickle::{self, Arena, PersistentIds, Skeleton, Value, Wide, skim},
+    pickle::{self, Arena, PersistentIds, Skeleton, Value, Wide, skim, skim_object},
     rebuild::StorageRef,
     whole::{Contents, Parts, prepare},
     window::Window,
@@ -132,8 +132,8 @@ impl Stream {
         // Facts of the machine that wrote it. Whatever they say, the storages are little-endian.
         let machine = skim(window, protocol.end_byte, SMALL_BYTES)?;
         pickle::read_skeleton(&machine, PersistentIds::Storages, limits)?;
-        let object = skim(window, machine.end_byte, limits.pickle_bytes)?;
-        let keys = skim(window, object.end_byte, limits.pickle_bytes)?;
+        let object = skim_object(window, machine.end_byte, limits)?;
+        let keys = skim_object(window, object.end_byte, limits)?;
         Ok(Stream { object, keys })
     }
 

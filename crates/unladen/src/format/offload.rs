@@ -58,7 +58,7 @@ fn read(
     check_n_files(entries.len(), options)?;
     if entries.len() > options.limits.n_tensors {
         let expected = format!("at most {} tensors", options.limits.n_tensors);
-        return Err(Fault::new(expected, format!("{} of them", entries.len())).unsupported());
+        return Err(Fault::new(expected, format!("{} of them", entries.len())).over_limit("n_tensors"));
     }
     entries.sort_by(|(a, _), (b, _)| natural(a, b));
     let mut assembly = Assembly::new(Format::Offload, folder.path(), options);

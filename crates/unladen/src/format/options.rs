@@ -19,7 +19,8 @@ pub struct OpenOptions {
 }
 
 /// The most that a file may claim; each claim is checked before memory is taken for it. What exceeds one is
-/// [`Error::Unsupported`](crate::Error::Unsupported): the defaults are far above any real checkpoint.
+/// [`Error::Unsupported`](crate::Error::Unsupported), with a hint that names the field: the defaults are far above any real
+/// checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {

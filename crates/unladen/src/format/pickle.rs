@@ -10,7 +10,7 @@ mod skim;
 mod symbol;
 
 pub(super) use arena::{Arena, Call, Piece, Run, Text, Value, Wide, pieces, shortened};
-pub(super) use skim::{Skeleton, skim};
+pub(super) use skim::{Skeleton, skim, skim_object};
 pub(super) use symbol::{Meaning, Symbol, modern_module};
 
 use super::Limits;
@@ -63,6 +63,16 @@ pub(super) fn read_skeleton<'a>(
     read_around(&skeleton.bytes, &skeleton.holes, skeleton.start_byte, ids, limits)
 }
 
+/// Fails if a pickle is longer than the caller allows, or than there are positions in one.
+pub(super) fn check_len(len_bytes: u64, limits: &Limits) -> Result<()> {
+    let most_bytes = limits.pickle_bytes.min(u32::MAX.into());
+    if len_bytes <= most_bytes {
+        return Ok(());
+    }
+    let expected = format!("a pickle of at most {most_bytes} bytes");
+    Err(Fault::new(expected, format!("{len_bytes} bytes")).over_limit("pickle_bytes"))
+}
+
 fn read_around<'a>(
     bytes: &'a [u8],
     holes: &'a [Hole],
@@ -70,11 +80,7 @@ fn read_around<'a>(
     ids: PersistentIds,
     limits: &Limits,
 ) -> Result<Pickle<'a>> {
-    if bytes.len() as u64 > limits.pickle_bytes.min(u32::MAX.into()) {
-        let found = format!("{} bytes", bytes.len());
-        let expected = format!("a pickle of at most {} bytes", limits.pickle_bytes);
-        return Err(Fault::new(expected, found).unsupported());
-    }
+    check_len(bytes.len() as u64, limits)?;
     let arena = Arena {
         bytes,
         start_byte,

@@ -2,7 +2,7 @@
 
 use super::{
     Limits, OpenOptions, inline,
-    pickle::{self, PersistentIds, Value, skim},
+    pickle::{self, PersistentIds, Value, skim, skim_object},
     whole::{Contents, Parts, prepare},
     window::Window,
 };
@@ -76,7 +76,7 @@ fn read<T>(
 ) -> Result<T> {
     let limits = &options.limits;
     let mut window = Window::new(source, 0..source.len_bytes());
-    let skeleton = skim(&mut window, 0, limits.pickle_bytes)?;
+    let skeleton = skim_object(&mut window, 0, limits)?;
     let len_bytes = window.range.end - skeleton.end_byte;
     drop(window);
     let mut pickle = pickle::read_skeleton(&skeleton, PersistentIds::Storages, limits)?;

@@ -43,6 +43,7 @@ pub(super) fn with_contents<T>(
     check_version(source, &records, root, &mut warnings)?;
     let swapped = is_big_endian(source, &records, root)?;
 
+    pickle::check_len(pickle_entry.len_bytes, limits)?;
     let pickle_bytes = read(source, pickle_entry, "data.pkl", limits.pickle_bytes)?;
     if pickle_entry.crc32 != 0 && crc32fast::hash(&pickle_bytes) != pickle_entry.crc32 {
         return Err(Fault::new("data.pkl as it was written", "another checksum")

@@ -6,7 +6,7 @@ use super::{
     Limits, OpenOptions,
     given::{Given, GivenTensor},
     persistent::{storage_class, text},
-    pickle::{self, Arena, Meaning, PersistentIds, Skeleton, Value, Wide, skim},
+    pickle::{self, Arena, Meaning, PersistentIds, Skeleton, Value, Wide, skim, skim_object},
     rebuild::{StorageRef, unsigned},
     whole::{Contents, Parts, prepare},
     window::Window,
@@ -38,7 +38,7 @@ pub(super) fn with_contents<T>(
     tables.read_storages(&mut Table::new(source, &members.storages, "storages", limits))?;
     tables.read_tensors(&mut Table::new(source, &members.tensors, "tensors", limits))?;
     let mut window = Window::new(source, members.pickle.clone());
-    let skeleton = skim(&mut window, members.pickle.start, limits.pickle_bytes)?;
+    let skeleton = skim_object(&mut window, members.pickle.start, limits)?;
     drop(window);
     let mut pickle = pickle::read_skeleton(&skeleton, PersistentIds::Numbers, limits)?;
     let mut warnings = Vec::new();
@@ -96,7 +96,7 @@ impl<'s> Table<'s> {
         }
         if n_entries > self.limits.n_tensors as u64 {
             let expected = format!("at most {} entries in `{}`", self.limits.n_tensors, self.name);
-            return Err(Fault::new(expected, n_entries.to_string()).at(at_byte).unsupported());
+            return Err(Fault::new(expected, n_entries.to_string()).at(at_byte).over_limit("n_tensors"));
         }
         Ok(n_entries)
     }

@@ -60,6 +60,7 @@ pub(super) fn constants(
 ) -> Result<Option<Constants>> {
     let Some(entry) = records.get(&[root, CONSTANTS.as_bytes()].concat()) else { return Ok(None) };
     let limits = &options.limits;
+    pickle::check_len(entry.len_bytes, limits)?;
     let bytes = read(source, entry, CONSTANTS, limits.pickle_bytes)?;
     if entry.crc32 != 0 && crc32fast::hash(&bytes) != entry.crc32 {
         let fault = Fault::new(format!("{CONSTANTS} as it was written"), "another checksum");

@@ -320,11 +320,8 @@ impl<'a> Walk<'a> {
     ) -> Result<()> {
         if self.frames.len() >= self.limits.depth {
             let found = format!("more of them at `{}`", shortened(&self.path));
-            return Err(Fault::new(
-                format!("at most {} containers inside each other", self.limits.depth),
-                found,
-            )
-            .unsupported());
+            let expected = format!("at most {} containers inside each other", self.limits.depth);
+            return Err(Fault::new(expected, found).over_limit("depth"));
         }
         if let Some(mark) = mark {
             self.marks[mark] = Mark::Open;
@@ -351,7 +348,7 @@ impl<'a> Walk<'a> {
         }
         if self.found.tensors.len() >= self.limits.n_tensors {
             let expected = format!("at most {} tensors", self.limits.n_tensors);
-            return Err(Fault::new(expected, "more of them").unsupported());
+            return Err(Fault::new(expected, "more of them").over_limit("n_tensors"));
         }
         self.visits.spend(VISITS_PER_NAME_BYTE * self.path.len() as u64)?;
         let mut name = self.path.clone();

@@ -61,7 +61,7 @@ pub(super) fn read_json(index: &FileSource, options: &OpenOptions) -> Result<Vec
     let (len_bytes, most_bytes) = (index.len_bytes(), options.limits.weight_map_bytes);
     if len_bytes > most_bytes {
         let expected = format!("an index of at most {most_bytes} bytes");
-        return Err(Fault::new(expected, format!("{len_bytes} bytes")).unsupported());
+        return Err(Fault::new(expected, format!("{len_bytes} bytes")).over_limit("weight_map_bytes"));
     }
     index.read_range(0..len_bytes)
 }
@@ -74,7 +74,7 @@ fn parse<'a>(text: &'a [u8], options: &OpenOptions) -> Result<WeightMap<'a>> {
     check_n_files(map.files.len(), options)?;
     if map.entries.len() > options.limits.n_tensors {
         let expected = format!("at most {} tensors", options.limits.n_tensors);
-        return Err(Fault::new(expected, format!("{} of them", map.entries.len())).unsupported());
+        return Err(Fault::new(expected, format!("{} of them", map.entries.len())).over_limit("n_tensors"));
     }
     Ok(map)
 }

@@ -77,9 +77,8 @@ impl Archive {
         let end = end::find(source)?;
         if end.n_entries > max_entries || end.len_bytes > max_directory_bytes {
             let found = format!("{} records, a directory of {} bytes", end.n_entries, end.len_bytes);
-            return Err(
-                Fault::new(format!("a zip archive of at most {max_entries} records"), found).unsupported()
-            );
+            let expected = format!("a zip archive of at most {max_entries} records");
+            return Err(Fault::new(expected, found).over_limit("n_records"));
         }
         let directory = source.read_range(end.start_byte..end.start_byte + end.len_bytes)?;
         let mut entries = parse_directory(&directory, end.start_byte, end.n_entries)?;

@@ -148,9 +148,8 @@ impl<'a> Reader<'a> {
 
     fn read_tensor(&mut self, bytes: &'a [u8], name: &str, value: Value) -> Result<()> {
         if self.metadata.tensors.len() >= self.max_chunks {
-            return Err(
-                Fault::new(format!("at most {} tensors", self.max_chunks), "more of them").unsupported()
-            );
+            let expected = format!("at most {} tensors", self.max_chunks);
+            return Err(Fault::new(expected, "more of them").over_limit("n_tensors"));
         }
         let tensor = self.object(value, "TensorStorageMetadata")?;
         let properties = self.field(tensor, "properties")?;
@@ -165,7 +164,7 @@ impl<'a> Reader<'a> {
         for &chunk in chunks {
             if self.metadata.chunks.len() >= self.max_chunks {
                 let expected = format!("at most {} chunks of tensors", self.max_chunks);
-                return Err(Fault::new(expected, "more of them").unsupported());
+                return Err(Fault::new(expected, "more of them").over_limit("n_tensors"));
             }
             let chunk = self.object(chunk, "ChunkStorageMetadata")?;
             let at = self.field(chunk, "offsets")?;

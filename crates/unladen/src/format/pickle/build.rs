@@ -20,7 +20,9 @@ impl<'a> Machine<'a> {
         let n_objects = arena.lists.len() + arena.dicts.len() + arena.calls.len() + arena.persistent.len();
         let most = self.max_objects;
         if n_objects.max(arena.symbols.len()) > most || arena.pool.len() > POOL_PER_OBJECT * most {
-            return Err(self.fault(format!("at most {most} objects"), "more of them").unsupported());
+            return Err(self
+                .fault(format!("at most {most} objects"), "more of them")
+                .over_limit("n_objects"));
         }
         Ok(())
     }

@@ -2,8 +2,8 @@
 //! pickle stay in the file until they are loaded. Knows how long opcodes are, and nothing of what they do.
 
 use crate::{
-    error::{Fault, Result},
-    format::window::Window,
+    error::{Error, Fault, Result},
+    format::{Limits, window::Window},
 };
 
 /// Strings of bytes from this length on stay in the file.
@@ -88,6 +88,15 @@ fn operand(opcode: u8) -> Operand {
     }
 }
 
+/// As [`skim`], for the pickle that the file is about: it may be as long as the caller allows.
+pub(crate) fn skim_object(window: &mut Window<'_>, start_byte: u64, limits: &Limits) -> Result<Skeleton> {
+    skim(window, start_byte, limits.pickle_bytes).map_err(|error| match error {
+        // Only its length is.
+        Error::Unsupported(fault) => fault.over_limit("pickle_bytes"),
+        error => error,
+    })
+}
+
 /// Takes the pickle at `start_byte` into memory.
 ///
 /// What is wrong with it is left to be found when it is read; so is where it ends too early. Fails if it is longer than
@@ -119,7 +128,7 @@ pub(crate) fn skim(window: &mut Window<'_>, start_byte: u64, max_bytes: u64) -> 
     }
 }
 
-fn too_long(max_bytes: u64, start_byte: u64) -> crate::Error {
+fn too_long(max_bytes: u64, start_byte: u64) -> Error {
     Fault::new(format!("a pickle of at most {max_bytes} bytes"), "a longer one").at(start_byte).unsupported()
 }
 
@@ -229,12 +238,12 @@ mod tests {
     fn claims_beyond_the_file_and_the_limit_are_refused() {
         assert!(matches!(
             skimmed(b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xff", 0, 9),
-            Err(crate::Error::Corrupt(_))
+            Err(Error::Corrupt(_))
         ));
-        assert!(matches!(skimmed(&b"(".repeat(10_000), 0, 99), Err(crate::Error::Unsupported(_))));
+        assert!(matches!(skimmed(&b"(".repeat(10_000), 0, 99), Err(Error::Unsupported(_))));
         assert!(matches!(
             skimmed(&[b"S", &b"x".repeat(10_000)[..]].concat(), 0, 99),
-            Err(crate::Error::Unsupported(_))
+            Err(Error::Unsupported(_))
         ));
         // What broke off is found when it is read.
         assert_eq!(skimmed(b"\x80\x02K", 0, 99).unwrap().bytes, b"\x80\x02K");

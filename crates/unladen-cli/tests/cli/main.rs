@@ -1,5 +1,9 @@
 //! The program as a script sees it: what it prints where, how it exits, and what it leaves behind.
 
+mod compare;
+mod gpt2;
+mod limits;
+
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -283,142 +287,6 @@ fn a_tour_of_the_formats_keeps_the_digest() {
             from = to;
         }
         assert_eq!(names_in(folder.path()).len(), stations.len(), "something is left over");
-    }
-}
-
-#[test]
-fn compare_loads_a_gpt2_in_every_way_and_runs_it() {
-    let folder = TempDir::new().unwrap();
-    let (rows, words) = compared("", folder.path(), &gpt2("hf.safetensors"));
-    assert_eq!(rows.iter().map(|it| it["strategy"].as_str().unwrap()).collect::<Vec<_>>(), STRATEGIES);
-    for row in &rows {
-        assert_eq!(row["digest"], rows[0]["digest"]);
-        assert!(row["forward_s"].as_f64().unwrap() > 0.0, "{row}");
-        assert_eq!(row["device_peak_bytes"], row["predicted_device_peak_bytes"], "{row}");
-    }
-    assert!(words.contains('`'), "no advice: {words}");
-    let kept = names_in(folder.path());
-    assert!(kept.len() == 1 && kept[0].starts_with("hf-params-"), "scratch files are left over: {kept:?}");
-}
-
-#[test]
-fn compare_touches_no_folder_of_the_users_and_takes_none_of_another_checkpoint() {
-    let folder = TempDir::new().unwrap();
-    let precious = folder.path().join("hf-params");
-    fs::create_dir(&precious).unwrap();
-    fs::write(precious.join("precious.pt"), "mine").unwrap();
-    // Two checkpoints of one name, with the same shapes and different values.
-    for seed in ["1", "2"] {
-        let other = folder.path().join(seed);
-        fs::create_dir(&other).unwrap();
-        let file = other.join("hf.pth");
-        ok(
-            "gpt2",
-            &[
-                Path::new("save"),
-                Path::new("--size"),
-                Path::new("tiny"),
-                Path::new("--seed"),
-                Path::new(seed),
-                &file,
-            ],
-        );
-        let (rows, _) = compared("--strategies stream,per-tensor", folder.path(), &file);
-        assert_eq!(rows[0]["digest"], rows[1]["digest"]);
-    }
-    assert_eq!(names_in(&precious), ["precious.pt"]);
-}
-
-#[test]
-fn compare_takes_what_is_no_gpt2() {
-    let folder = TempDir::new().unwrap();
-    let (rows, words) = compared("", folder.path(), &sample("nested.pt"));
-    assert_eq!(rows.len(), STRATEGIES.len());
-    assert!(rows.iter().all(|it| it["digest"].is_string() && it["digest"] == rows[0]["digest"]), "{rows:?}");
-    assert!(rows.iter().all(|it| it.get("forward_s").is_none()), "{rows:?}");
-    assert!(words.contains("no GPT-2"), "{words}");
-}
-
-#[test]
-fn compare_without_json_prints_a_row_for_each_strategy_asked_for() {
-    let folder = TempDir::new().unwrap();
-    let (table, _) = ok("compare --strategies mmap,stream --dir", &[folder.path(), &sample("state_dict.pt")]);
-    let has_row = |name: &str| table.lines().any(|it| it.split_whitespace().next() == Some(name));
-    assert!(has_row("mmap") && has_row("stream") && !has_row("naive"), "{table}");
-}
-
-#[test]
-fn gpt2_runs_in_every_naming_and_a_saved_one_comes_from_its_seed() {
-    for name in ["notebook.safetensors", "hf.safetensors", "hf-headless.safetensors"] {
-        let found = ok_json("gpt2 forward --json --tokens 3,96,0", &[&gpt2(name)]);
-        assert_eq!(found["shape"], json!([3, 97]));
-        assert_eq!(found["logits"].as_array().unwrap().len(), 3 * 97);
-    }
-    let folder = TempDir::new().unwrap();
-    let [one, same, other] = ["one.pth", "same.safetensors", "other.pth"].map(|it| folder.path().join(it));
-    ok("gpt2 save --size tiny --seed 7", &[&one]);
-    ok("gpt2 save --size tiny --seed 7", &[&same]);
-    ok("gpt2 save --size tiny --seed 8", &[&other]);
-    assert_eq!(digest_of(&one), digest_of(&same));
-    assert_ne!(digest_of(&one), digest_of(&other));
-    assert!(ok("gpt2 generate --tokens 3 --prompt Hello", &[&one]).0.starts_with("Hello"));
-}
-
-#[test]
-fn a_model_that_is_nearly_a_gpt2_loads_and_does_not_run() {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("bigcode.safetensors");
-    // Attention with one key and one value for all heads, under GPT-2's names.
-    let tensors: &[(&str, &[u64])] = &[
-        ("transformer.wte.weight", &[97, 64]),
-        ("transformer.wpe.weight", &[16, 64]),
-        ("transformer.h.0.ln_1.weight", &[64]),
-        ("transformer.h.0.ln_1.bias", &[64]),
-        ("transformer.h.0.attn.c_attn.weight", &[96, 64]),
-    ];
-    zeros(&path, tensors);
-    let error = fails(1, "gpt2 forward", &[&path]);
-    assert!(error.contains("`transformer.h.0.attn.c_attn.weight`") && error.contains("[96, 64]"), "{error}");
-    let (_, words) = ok("load --logits-to", &[&folder.path().join("logits"), &path]);
-    assert!(words.contains("forward pass skipped: ") && words.contains("c_attn"), "{words}");
-    assert_eq!(names_in(folder.path()), ["bigcode.safetensors"]);
-    let (rows, words) = compared("", &folder.path().join("bench"), &path);
-    assert!(
-        rows.iter().all(|it| it["digest"] == rows[0]["digest"] && it.get("forward_s").is_none()),
-        "{rows:?}"
-    );
-    assert!(
-        words.contains("forward pass") && words.contains("c_attn"),
-        "unsaid that it was skipped: {words}"
-    );
-}
-
-#[test]
-fn config_json_gives_the_heads_of_hugging_faces_models_and_is_asked_for_no_other() {
-    let folder = TempDir::new().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    let [model, notebook, other] = [at("model.safetensors"), at("notebook.safetensors"), at("other.pt")];
-    fs::copy(gpt2("hf.safetensors"), &model).unwrap();
-    fs::copy(gpt2("notebook.safetensors"), &notebook).unwrap();
-    fs::copy(sample("state_dict.pt"), &other).unwrap();
-    let logits = |path: &Path| ok_json("gpt2 forward --json", &[path])["logits"].clone();
-    let four_heads = logits(&model);
-    fs::write(at("config.json"), r#"{"model_type": "gpt2", "n_head": 2}"#).unwrap();
-    assert_ne!(logits(&model), four_heads);
-    assert_eq!(logits(folder.path()), logits(&model), "a folder is its model");
-    let broken =
-        [("{ broken", "JSON"), ("{\"n_head\": \"x\"}", "n_head"), ("{\"model_type\": \"llama\"}", "llama")];
-    for (text, word) in broken {
-        fs::write(at("config.json"), text).unwrap();
-        let error = fails(1, "gpt2 forward", &[&model]);
-        assert!(error.contains("config.json: ") && error.contains(word), "{error}");
-        ok("gpt2 forward --heads 4", &[&model]);
-        ok("gpt2 forward", &[&notebook]);
-        for path in [&model, &notebook, &other] {
-            ok("load --strategy naive", &[path]);
-        }
-        let (_, words) = compared("--strategies stream", &at("bench"), &model);
-        assert!(words.contains("forward pass") && words.contains(word), "{words}");
     }
 }
 
