@@ -124,8 +124,8 @@ pub(crate) fn check<'t>(
         let shape: Vec<u64> = row.shape.iter().map(|it| it.of(config)).collect();
         match found.remove(name.as_str()) {
             Some((dtype, found)) if found != shape || !is_accepted(row, dtype, floats) => {
-                let fault =
-                    Fault::new(format!("{} {shape:?}", floats.spelled), format!("{dtype} {found:?}")).tensor(name);
+                let fault = Fault::new(format!("{} {shape:?}", floats.spelled), format!("{dtype} {found:?}"))
+                    .tensor(name);
                 let is_dtype = found == shape;
                 let hint = if is_dtype {
                     floats.hint

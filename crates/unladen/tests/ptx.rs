@@ -18,9 +18,13 @@ fn ptx_says_of_which_source_it_was_made_and_asks_for_no_newer_driver() {
     for name in SOURCES {
         let source = crates().join(name);
         let ptx = fs::read_to_string(source.with_extension("ptx")).unwrap();
-        let hash: String = Sha256::digest(fs::read(&source).unwrap()).iter().map(|it| format!("{it:02x}")).collect();
+        let hash: String =
+            Sha256::digest(fs::read(&source).unwrap()).iter().map(|it| format!("{it:02x}")).collect();
         let first = ptx.lines().next().unwrap();
-        assert!(first.ends_with(&hash), "{name} is another than the PTX was made of: run scripts/ptx\n{first}");
+        assert!(
+            first.ends_with(&hash),
+            "{name} is another than the PTX was made of: run scripts/ptx\n{first}"
+        );
         // Drivers from 525 on take this version, and compile this target for every GPU since.
         for line in [".version 8.0", ".target sm_60", ".address_size 64"] {
             assert!(ptx.lines().any(|it| it == line), "{name}: no line {line}");

@@ -165,6 +165,7 @@ impl Kernels {
             Arg::U32(dtype_code(norm.shift.dtype)?),
             Arg::U32(small(n_features)?),
         ];
+        small(product(&[n_features, TOKENS])?)?; // the kernel counts a group's elements in 32 bits
         // SAFETY: these are the parameters of `layer_norm`. A block reads and writes the elements of its group, of which
         // there are `n_groups`, and reads an element of `scale` and `shift` for each feature: checked above. It counts on
         // `NORM_THREADS` threads.
@@ -242,7 +243,9 @@ impl Kernels {
             Mask::Causal => (Arg::U64(0), 0),
             Mask::Elements(mask) => {
                 if n_tokens > context_length {
-                    return Err(Fault::new(format!("{context_length} tokens"), n_tokens.to_string()).mismatch());
+                    return Err(
+                        Fault::new(format!("{context_length} tokens"), n_tokens.to_string()).mismatch()
+                    );
                 }
                 mask.check_holds(product(&[context_length, context_length])?)?;
                 let elem_bytes = match mask.dtype {

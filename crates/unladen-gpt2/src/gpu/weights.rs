@@ -1,6 +1,9 @@
 //! Finds every weight of a model among tensors on a GPU, and sees it as what it is, in place.
 
-use super::{FLOATS, kernels::{Mask, product}};
+use super::{
+    FLOATS,
+    kernels::{Mask, product},
+};
 use crate::{
     config::Config,
     names::{Naming, Part, Role},
@@ -62,9 +65,12 @@ impl<'m> Place<'m> {
         if address.is_multiple_of(align_bytes) {
             return Ok(());
         }
-        Err(Fault::new(format!("an address on the GPU that is a multiple of {align_bytes}"), format!("{address:#x}"))
-            .hint("save the checkpoint again (`unladen convert`), which puts every tensor where it is aligned")
-            .mismatch())
+        Err(Fault::new(
+            format!("an address on the GPU that is a multiple of {align_bytes}"),
+            format!("{address:#x}"),
+        )
+        .hint("save the checkpoint again (`unladen convert`), which puts every tensor where it is aligned")
+        .mismatch())
     }
 
     /// What a kernel is given for it.
@@ -269,7 +275,9 @@ impl<'m> Finder<'_, 'm> {
 
     fn optional(&self, role: Role, block: usize) -> Result<Option<Tensor<'m>>> {
         let Some(row) = self.naming.rows().iter().find(|row| row.role == role) else { return Ok(None) };
-        let Some(tensor) = self.by_name.get(self.naming.name_of(row, block).as_str()) else { return Ok(None) };
+        let Some(tensor) = self.by_name.get(self.naming.name_of(row, block).as_str()) else {
+            return Ok(None);
+        };
         Tensor::new(tensor).map(Some).map_err(|error| error.in_tensor(tensor.name))
     }
 }

@@ -314,7 +314,9 @@ fn what_the_gpu_cannot_compute_is_named_before_anything_runs() {
         assert!(error.to_string().contains("`final_norm.scale`"), "{error}");
         error.to_string()
     };
-    assert!(refused(&|it| it.dtype = DType::F64).contains("float32, float16 or bfloat16 [64], found float64"));
+    assert!(
+        refused(&|it| it.dtype = DType::F64).contains("float32, float16 or bfloat16 [64], found float64")
+    );
     assert!(refused(&|it| it.shape = &[63]).contains("[63]"));
     assert!(refused(&|it| it.start_byte += 2).contains("a multiple of 4"));
     assert!(refused(&|it| it.start_byte = u64::MAX).contains("in all"));
@@ -328,7 +330,9 @@ fn what_the_gpu_cannot_compute_is_named_before_anything_runs() {
     (norm.memory, norm.start_byte) = (&elsewhere, 0);
     let reserve = |len_bytes| Ledger::new(false).reserve(Space::Device, len_bytes);
     let model = GpuModel::new(&on_gpu.kernels, &seen, config, Naming::Notebook, 8, reserve);
-    assert!(model.map(|_| ()).unwrap_err().to_string().contains("every tensor on cuda:0, found one on cuda:1"));
+    assert!(
+        model.map(|_| ()).unwrap_err().to_string().contains("every tensor on cuda:0, found one on cuda:1")
+    );
 }
 
 #[test]

@@ -2,8 +2,12 @@
 // A launch is unsafe where there is something to launch.
 #![allow(unsafe_code)]
 
-use super::{Context, Memory, Never};
-use crate::{cuda::Arg, dtype::DType, error::Result};
+use super::{Context, Never};
+use crate::{
+    cuda::{Arg, GpuCast},
+    dtype::DType,
+    error::Result,
+};
 
 #[derive(Clone, Debug)]
 pub struct Module(Never);
@@ -43,13 +47,7 @@ impl GpuCasts {
         false
     }
 
-    pub fn cast(
-        &self,
-        _dtypes: [DType; 2],
-        _source: (&Memory, u64),
-        _target: (&Memory, u64),
-        _n_elems: u64,
-    ) -> Result<()> {
+    pub fn run(&self, _cast: &GpuCast<'_>) -> Result<()> {
         match self.0 {}
     }
 }

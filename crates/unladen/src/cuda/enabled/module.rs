@@ -16,7 +16,8 @@ use std::{
 };
 
 /// What the PTX that comes with this crate asks for.
-const NEEDS: &str = "kernels need a driver for CUDA 12.0 (525) or later, and a GPU of compute capability 6.0 or higher";
+const NEEDS: &str =
+    "kernels need a driver for CUDA 12.0 (525) or later, and a GPU of compute capability 6.0 or higher";
 
 /// Code that was loaded to a GPU.
 #[derive(Clone, Debug)]
