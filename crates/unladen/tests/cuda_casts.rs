@@ -7,7 +7,7 @@ mod fake_driver;
 use fake_driver::{Fake, Report};
 use unladen::{
     DType, cast,
-    cuda::{Arg, Context, GpuCast, GpuCasts, Memory, Module},
+    cuda::{Arg, Context, GpuCasts, Memory, Module},
     memory::Reservation,
 };
 
@@ -23,18 +23,7 @@ fn on_gpu(casts: &GpuCasts, context: &Context, [from, to]: [DType; 2], source: &
     from_memory.write(source_byte, source).unwrap();
     let mut target = vec![0; (n_elems * to.size_bytes()) as usize];
     let to_memory = memory(context, target_byte + target.len() as u64);
-    let (source, source_dtype, target_dtype) = (&from_memory, from, to);
-    casts
-        .run(&GpuCast {
-            source_dtype,
-            source,
-            source_byte,
-            target_dtype,
-            target: &to_memory,
-            target_byte,
-            n_elems,
-        })
-        .unwrap();
+    casts.cast([from, to], (&from_memory, source_byte), (&to_memory, target_byte), n_elems).unwrap();
     to_memory.read(target_byte, &mut target).unwrap();
     target
 }
@@ -89,28 +78,25 @@ fn casts_that_would_go_wrong_are_refused() {
     let context = Context::open(0).unwrap();
     let casts = GpuCasts::load(&context).unwrap();
     let [source, target] = [memory(&context, 64), memory(&context, 64)];
-    let [from, to] = [DType::F16, DType::F32];
-    let cast = |(source, source_byte), (target, target_byte), n_elems| {
-        let (source_dtype, target_dtype) = (from, to);
-        GpuCast { source_dtype, source, source_byte, target_dtype, target, target_byte, n_elems }
-    };
-    let refused = |cast: GpuCast<'_>| {
-        let error = casts.run(&cast).unwrap_err();
+    let widen = [DType::F16, DType::F32];
+    let refused = |dtypes, source: (&Memory, u64), target: (&Memory, u64), n_elems| {
+        let error = casts.cast(dtypes, source, target, n_elems).unwrap_err();
         assert_eq!(error.kind(), "Device", "{error}");
         error.to_string()
     };
-    let narrowing = GpuCast { source_dtype: to, target_dtype: from, ..cast((&source, 0), (&target, 0), 1) };
-    assert_eq!(refused(narrowing), "cuda:0: there is no cast from float32 to float16 on a GPU");
-    assert!(!GpuCasts::can_cast(to, from) && GpuCasts::can_cast(from, to));
-    for (source_byte, n_elems) in [(0, 17), (62, 2), (0, u64::MAX), (u64::MAX, 0)] {
-        assert!(refused(cast((&source, source_byte), (&target, 0), n_elems)).contains("outside"));
-    }
-    assert!(refused(cast((&source, 1), (&target, 0), 1)).contains("not aligned"));
-    assert!(refused(cast((&source, 0), (&target, 2), 1)).contains("not aligned"));
-    assert!(refused(cast((&source, 8), (&source, 0), 3)).contains("overlap"));
-    casts.run(&cast((&source, 8), (&source, 0), 2)).unwrap();
+    let words = refused([DType::F32, DType::F16], (&source, 0), (&target, 0), 1);
+    assert_eq!(words, "cuda:0: there is no cast from float32 to float16 on a GPU");
+    assert!(!GpuCasts::can_cast(DType::F32, DType::F16) && GpuCasts::can_cast(DType::F16, DType::F32));
+    assert!(refused(widen, (&source, 0), (&target, 0), 17).contains("outside"));
+    assert!(refused(widen, (&source, 62), (&target, 0), 2).contains("outside"));
+    assert!(refused(widen, (&source, 0), (&target, 0), u64::MAX).contains("outside"));
+    assert!(refused(widen, (&source, u64::MAX), (&target, 0), 0).contains("outside"));
+    assert!(refused(widen, (&source, 1), (&target, 0), 1).contains("not aligned"));
+    assert!(refused(widen, (&source, 0), (&target, 2), 1).contains("not aligned"));
+    assert!(refused(widen, (&source, 8), (&source, 0), 3).contains("overlap"));
+    casts.cast(widen, (&source, 8), (&source, 0), 2).unwrap();
     let elsewhere = memory(&Context::open(1).unwrap(), 64);
-    assert!(refused(cast((&source, 0), (&elsewhere, 0), 1)).contains("cuda:1"));
+    assert!(refused(widen, (&source, 0), (&elsewhere, 0), 1).contains("cuda:1"));
 }
 
 #[test]

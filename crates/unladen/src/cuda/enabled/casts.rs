@@ -7,7 +7,7 @@ use super::{
     module::{Function, Module},
 };
 use crate::{
-    cuda::{Arg, GpuCast},
+    cuda::Arg,
     dtype::DType::{self, BF16, F16, F32, F64},
     error::Result,
 };
@@ -41,21 +41,26 @@ impl GpuCasts {
         Ok(GpuCasts { functions: functions.collect::<Result<_>>()? })
     }
 
-    /// True if [`GpuCasts::run`] goes from the one type to the other: from a float to a wider one.
+    /// True if [`GpuCasts::cast`] goes from the one type to the other: from a float to a wider one.
     pub fn can_cast(from: DType, to: DType) -> bool {
         position(from, to).is_some()
     }
 
-    /// Casts elements. They are there on return; copies of an [`Upload`](super::Upload) go on meanwhile.
+    /// Casts `n_elems` elements, from some place to another. They are there on return; copies of an
+    /// [`Upload`](super::Upload) go on meanwhile.
     ///
     /// Fails if there is no such cast, if a range does not lie inside its memory or is not aligned for its elements, if the
     /// two overlap, or if they lie on another GPU.
-    pub fn run(&self, cast: &GpuCast<'_>) -> Result<()> {
-        let &GpuCast { source_dtype, source, source_byte, target_dtype, target, target_byte, n_elems } = cast;
-        let function = position(source_dtype, target_dtype).and_then(|at| self.functions.get(at));
-        let function = function.ok_or_else(|| {
-            source.context().fault(format!("there is no cast from {source_dtype} to {target_dtype} on a GPU"))
-        })?;
+    pub fn cast(
+        &self,
+        [from, to]: [DType; 2],
+        (source, source_byte): (&Memory, u64),
+        (target, target_byte): (&Memory, u64),
+        n_elems: u64,
+    ) -> Result<()> {
+        let function = position(from, to).and_then(|at| self.functions.get(at));
+        let no_cast = || source.context().fault(format!("there is no cast from {from} to {to} on a GPU"));
+        let function = function.ok_or_else(no_cast)?;
         let range = |memory: &Memory, start_byte: u64, dtype: DType| -> Result<Range<u64>> {
             let len_bytes = n_elems.saturating_mul(dtype.size_bytes());
             let address = memory.address_of(start_byte, len_bytes)?;
@@ -64,8 +69,8 @@ impl GpuCasts {
             }
             Ok(address..address + len_bytes)
         };
-        let read = range(source, source_byte, source_dtype)?;
-        let written = range(target, target_byte, target_dtype)?;
+        let read = range(source, source_byte, from)?;
+        let written = range(target, target_byte, to)?;
         if read.start < written.end && written.start < read.end {
             return Err(function.fault("source and target overlap"));
         }
