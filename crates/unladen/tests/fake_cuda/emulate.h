@@ -38,7 +38,7 @@ struct alignas(16) float4 {
 
 namespace emulated {
 
-enum { LANES = 32, STACK_BYTES = 64 << 10 };
+enum { LANES = 32, STACK_BYTES = 32 << 10 };
 
 enum class State { READY, AT_WARP, AT_BLOCK, DONE };
 
@@ -182,11 +182,13 @@ template <typename Kernel> void emulate(FakeDim grid, FakeDim block_size, Kernel
 }
 
 // An array of a kernel: a copy with a page behind it that nobody may touch, so that a kernel that goes too far crashes. What
-// was written comes to stand in the original when this goes.
+// was written comes to stand in the original when this goes. Long arrays are not copied: who measures a process over the fake
+// driver does not want to find them in it.
 template <typename T> class Guarded {
   public:
     Guarded(T *original, size_t n_elems) : original(original), len_bytes(n_elems * sizeof(T)) {
-        if (original == nullptr) return; // no array at all
+        copy = original;
+        if (original == nullptr || len_bytes > MAX_BYTES) return;
         mapped_bytes = (len_bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES;
         mapped = static_cast<char *>(
             mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -196,7 +198,7 @@ template <typename T> class Guarded {
         memcpy(end - len_bytes, original, len_bytes);
     }
     ~Guarded() {
-        if (original == nullptr) return;
+        if (mapped == nullptr) return;
         if constexpr (!std::is_const_v<T>) memcpy(original, copy, len_bytes);
         munmap(mapped, mapped_bytes);
     }
@@ -204,8 +206,8 @@ template <typename T> class Guarded {
     operator T *() const { return copy; }
 
   private:
-    static constexpr size_t PAGE_BYTES = 4096;
-    T *original, *copy = nullptr;
+    static constexpr size_t PAGE_BYTES = 4096, MAX_BYTES = 1 << 20;
+    T *original, *copy;
     size_t len_bytes, mapped_bytes = 0;
     char *mapped = nullptr;
 };
