@@ -90,6 +90,7 @@ fn casts_that_would_go_wrong_are_refused() {
     assert!(refused(widen, (&source, 0), (&target, 0), 17).contains("outside"));
     assert!(refused(widen, (&source, 62), (&target, 0), 2).contains("outside"));
     assert!(refused(widen, (&source, 0), (&target, 0), u64::MAX).contains("outside"));
+    assert!(refused(widen, (&source, u64::MAX), (&target, 0), 0).contains("outside"));
     assert!(refused(widen, (&source, 1), (&target, 0), 1).contains("not aligned"));
     assert!(refused(widen, (&source, 0), (&target, 2), 1).contains("not aligned"));
     assert!(refused(widen, (&source, 8), (&source, 0), 3).contains("overlap"));

@@ -165,6 +165,7 @@ impl Kernels {
             Arg::U32(dtype_code(norm.shift.dtype)?),
             Arg::U32(small(n_features)?),
         ];
+        small(product(&[n_features, TOKENS])?)?; // the kernel counts a group's elements in 32 bits
         // SAFETY: these are the parameters of `layer_norm`. A block reads and writes the elements of its group, of which
         // there are `n_groups`, and reads an element of `scale` and `shift` for each feature: checked above. It counts on
         // `NORM_THREADS` threads.

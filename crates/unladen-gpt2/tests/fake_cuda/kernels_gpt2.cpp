@@ -1,7 +1,7 @@
 // GPT-2's kernels for the fake driver: the source that the GPU's PTX is made of, run on the host.
 //
 // How far a kernel reaches in each array is worked out here from its sizes, apart from what the launching side does: a launch
-// whose arrays are shorter ends in the fake driver as one on a GPU might.
+// whose arrays are shorter ends in the fake driver as one on a GPU might, and a kernel that reaches further crashes.
 #include "emulate.h"
 
 #include "../../src/gpu/kernels/gpt2.cu"
@@ -19,13 +19,17 @@ struct Arguments {
     CUdeviceptr address() { return fake_arg<CUdeviceptr>(values, next++); }
 };
 
+template <typename T> Guarded<T> array(CUdeviceptr address, u64 n_elems) {
+    return Guarded<T>(fake_array<T>(address, n_elems), n_elems);
+}
+
 // Elements whose type is told by a number; null without one.
-const void *elements(CUdeviceptr address, u32 dtype, u64 n_elems) {
+Guarded<const char> elements(CUdeviceptr address, u32 dtype, u64 n_elems) {
     switch (dtype) {
-    case NONE: return nullptr;
-    case F32: return fake_array<float>(address, n_elems);
-    case F16: return fake_array<Half>(address, n_elems);
-    case BF16: return fake_array<Brain>(address, n_elems);
+    case NONE: return Guarded<const char>(nullptr, 0);
+    case F32: return Guarded<const char>((const char *)fake_array<float>(address, n_elems), n_elems * 4);
+    case F16: return Guarded<const char>((const char *)fake_array<Half>(address, n_elems), n_elems * 2);
+    case BF16: return Guarded<const char>((const char *)fake_array<Brain>(address, n_elems), n_elems * 2);
     default: fake_fault(CUDA_ERROR_INVALID_VALUE);
     }
 }
@@ -38,11 +42,11 @@ void run_embed(FakeDim grid, FakeDim block, unsigned, void **values) {
     const u32 token_dtype = args.number<u32>();
     const auto positions_at = args.address();
     const u32 position_dtype = args.number<u32>(), n_features = args.number<u32>(), n_tokens = args.number<u32>();
-    float *x = fake_array<float>(x_at, groups_of(n_tokens) * n_features * TOKENS);
-    const u32 *ids = fake_array<u32>(ids_at, n_tokens);
-    const u64 n_rows = 1 + u64(*std::max_element(ids, ids + n_tokens));
-    const void *tokens = elements(tokens_at, token_dtype, n_rows * n_features);
-    const void *positions = elements(positions_at, position_dtype, u64(n_tokens) * n_features);
+    const auto x = array<float>(x_at, groups_of(n_tokens) * n_features * TOKENS);
+    const auto ids = array<const u32>(ids_at, n_tokens);
+    const u64 n_rows = 1 + u64(*std::max_element((const u32 *)ids, ids + n_tokens));
+    const auto tokens = elements(tokens_at, token_dtype, n_rows * n_features);
+    const auto positions = elements(positions_at, position_dtype, u64(n_tokens) * n_features);
     emulate(grid, block, [&] { embed(x, ids, tokens, token_dtype, positions, position_dtype, n_features, n_tokens); });
 }
 const fake_kernel embed_registered("embed", run_embed);
@@ -53,10 +57,10 @@ void run_layer_norm(FakeDim grid, FakeDim block, unsigned, void **values) {
     const u32 scale_dtype = args.number<u32>();
     const auto shift_at = args.address();
     const u32 shift_dtype = args.number<u32>(), n_features = args.number<u32>();
-    float *normed = fake_array<float>(normed_at, u64(grid.x) * n_features * TOKENS);
-    const float *x = fake_array<float>(x_at, u64(grid.x) * n_features * TOKENS);
-    const void *scale = elements(scale_at, scale_dtype, n_features);
-    const void *shift = elements(shift_at, shift_dtype, n_features);
+    const auto normed = array<float>(normed_at, u64(grid.x) * n_features * TOKENS);
+    const auto x = array<const float>(x_at, u64(grid.x) * n_features * TOKENS);
+    const auto scale = elements(scale_at, scale_dtype, n_features);
+    const auto shift = elements(shift_at, shift_dtype, n_features);
     emulate(grid, block, [&] { layer_norm(normed, x, scale, scale_dtype, shift, shift_dtype, n_features); });
 }
 const fake_kernel layer_norm_registered("layer_norm", run_layer_norm);
@@ -72,12 +76,12 @@ template <typename T, MultiplyKernel<T> *kernel> void run_multiply(FakeDim grid,
     const u32 bias_dtype = args.number<u32>(), n_in = args.number<u32>(), n_out = args.number<u32>();
     const u32 n_groups = args.number<u32>(), then = args.number<u32>();
     // Read by 16 bytes.
-    const float4 *x = fake_array<float4>(x_at, u64(n_groups) * n_in * TOKENS / 4);
-    float *y = fake_array<float>(y_at, (n_groups - 1) * y_group_elems + u64(n_out) * TOKENS);
-    const T *weight = fake_array<T>(weight_at, u64(n_in) * n_out);
-    const void *bias = elements(bias_at, bias_dtype, n_out);
+    const auto x = array<const float4>(x_at, u64(n_groups) * n_in * TOKENS / 4);
+    const auto y = array<float>(y_at, (n_groups - 1) * y_group_elems + u64(n_out) * TOKENS);
+    const auto weight = array<const T>(weight_at, u64(n_in) * n_out);
+    const auto bias = elements(bias_at, bias_dtype, n_out);
     emulate(grid, block, [&] {
-        kernel(y, y_group_elems, &x->x, weight, bias, bias_dtype, n_in, n_out, n_groups, then);
+        kernel(y, y_group_elems, &((const float4 *)x)->x, weight, bias, bias_dtype, n_in, n_out, n_groups, then);
     });
 }
 const fake_kernel rows_f32_registered("multiply_rows_f32", run_multiply<float, multiply_rows_f32>);
@@ -93,15 +97,12 @@ void run_attention(FakeDim grid, FakeDim block, unsigned, void **values) {
     const u32 mask_elem_bytes = args.number<u32>(), context_length = args.number<u32>();
     const u32 n_heads = args.number<u32>(), head_dim = args.number<u32>(), n_tokens = args.number<u32>();
     const u64 n_elems = groups_of(n_tokens) * TOKENS * n_heads * head_dim;
-    float *mixed = fake_array<float>(mixed_at, n_elems);
-    const float *qkv = fake_array<float>(qkv_at, 3 * n_elems);
-    const void *mask = nullptr;
-    if (mask_elem_bytes) {
-        if (mask_at % mask_elem_bytes != 0) fake_fault(CUDA_ERROR_MISALIGNED_ADDRESS);
-        // Up to the last key of the last query.
-        const u64 n_mask_elems = u64(n_tokens - 1) * context_length + n_tokens;
-        mask = fake_array<char>(mask_at, n_mask_elems * mask_elem_bytes);
-    }
+    const auto mixed = array<float>(mixed_at, n_elems);
+    const auto qkv = array<const float>(qkv_at, 3 * n_elems);
+    if (mask_elem_bytes && mask_at % mask_elem_bytes != 0) fake_fault(CUDA_ERROR_MISALIGNED_ADDRESS);
+    // Up to the last key of the last query.
+    const u64 mask_bytes = (u64(n_tokens - 1) * context_length + n_tokens) * mask_elem_bytes;
+    const Guarded<const char> mask(mask_bytes ? fake_array<const char>(mask_at, mask_bytes) : nullptr, mask_bytes);
     emulate(grid, block, [&] {
         attention(mixed, qkv, mask, mask_elem_bytes, context_length, n_heads, head_dim, n_tokens);
     });

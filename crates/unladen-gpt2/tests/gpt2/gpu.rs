@@ -180,6 +180,53 @@ fn masks_on_the_gpu_are_the_ones_that_count() {
     assert!(forward(&tensors, &ids()).iter().all(|it| it.is_nan()));
 }
 
+/// The notebook's model as Hugging Face would save it.
+fn as_hugging_face(notebook: &[Tensor], n_layers: usize) -> Vec<Tensor> {
+    let get = |name: &str| notebook.iter().find(|it| it.name == name).unwrap();
+    let renamed = |name: &str, from: &str| {
+        let from = get(from);
+        Tensor::f32(name, &from.shape, from.elements())
+    };
+    // Matrices of (out, in) side by side become one of (in, out).
+    let turned = |name: &str, from: &[String]| {
+        let n_in = get(&from[0]).shape[1];
+        let rows: Vec<f32> = from.iter().flat_map(|it| get(it).elements()).collect();
+        let n_out = rows.len() as u64 / n_in;
+        let elements = (0..n_in * n_out).map(|at| rows[(at % n_out * n_in + at / n_out) as usize]);
+        Tensor::f32(name, &[n_in, n_out], elements)
+    };
+    let joined = |name: &str, from: &[String]| {
+        let elements: Vec<f32> = from.iter().flat_map(|it| get(it).elements()).collect();
+        Tensor::f32(name, &[elements.len() as u64], elements)
+    };
+    let mut tensors = vec![
+        renamed("wte.weight", "tok_emb.weight"),
+        renamed("wpe.weight", "pos_emb.weight"),
+        renamed("ln_f.weight", "final_norm.scale"),
+        renamed("ln_f.bias", "final_norm.shift"),
+        renamed("lm_head.weight", "out_head.weight"),
+    ];
+    for layer in 0..n_layers {
+        let from = format!("trf_blocks.{layer}");
+        for (ours, theirs) in [("norm1", "ln_1"), ("norm2", "ln_2")] {
+            tensors.push(renamed(&format!("h.{layer}.{theirs}.weight"), &format!("{from}.{ours}.scale")));
+            tensors.push(renamed(&format!("h.{layer}.{theirs}.bias"), &format!("{from}.{ours}.shift")));
+        }
+        let linears: [(&str, &[&str]); 4] = [
+            ("attn.c_attn", &["att.W_query", "att.W_key", "att.W_value"]),
+            ("attn.c_proj", &["att.out_proj"]),
+            ("mlp.c_fc", &["ff.layers.0"]),
+            ("mlp.c_proj", &["ff.layers.2"]),
+        ];
+        for (theirs, ours) in linears {
+            let named = |part: &str| ours.iter().map(|it| format!("{from}.{it}.{part}")).collect::<Vec<_>>();
+            tensors.push(turned(&format!("h.{layer}.{theirs}.weight"), &named("weight")));
+            tensors.push(joined(&format!("h.{layer}.{theirs}.bias"), &named("bias")));
+        }
+    }
+    tensors
+}
+
 #[test]
 fn any_number_of_tokens_and_any_sizes_give_the_hosts_logits() {
     if !over("any_number_of_tokens_and_any_sizes_give_the_hosts_logits") {
@@ -187,34 +234,39 @@ fn any_number_of_tokens_and_any_sizes_give_the_hosts_logits() {
     }
     // Heads wider and narrower than a block of attention, widths that no block of a product divides, more keys than are
     // looked at together; and a model of next to nothing.
-    let sizes = [(101, 70, 36, 2, 3), (33, 66, 146, 1, 2), (5, 9, 2, 1, 2)];
+    let sizes = [(101, 135, 21, 2, 3), (33, 66, 146, 1, 2), (5, 9, 2, 1, 2)];
     for (vocab_size, context_length, emb_dim, n_layers, n_heads) in sizes {
         let config = Config { vocab_size, context_length, emb_dim, n_layers, n_heads };
         let mut tensors: Vec<Tensor> = Vec::new();
         for planned in init::tensors(&config).unwrap() {
             let mut elements = vec![0.0; planned.n_elems() as usize];
             planned.fill(7, 0, &mut elements);
-            // Norms of ones and zeros would hide a norm that is not applied.
-            for (at, it) in elements.iter_mut().enumerate().filter(|_| planned.name.contains("norm")) {
-                *it += (at % 5) as f32 / 10.0;
+            // Norms of ones and zeros would hide a norm that is not applied, and low scores the correction by a higher one.
+            for (at, it) in elements.iter_mut().enumerate() {
+                match &planned.name {
+                    name if name.contains("norm") => *it += (at % 5) as f32 / 10.0,
+                    name if name.contains("W_query") || name.contains("W_key") => *it *= 4.0,
+                    _ => {}
+                }
             }
             tensors.push(Tensor::f32(&planned.name, &planned.shape, elements));
         }
         let state = owned(&tensors);
         let host = Gpt2::new(&state, config, Naming::Notebook).unwrap();
         let ids: Vec<u32> = (0..context_length).map(|it| ((it * 31 + 7) % vocab_size) as u32).collect();
-        with_model(&tensors, n_heads, context_length, |model| {
-            for n_tokens in [1, 7, 8, 9, 64, 65] {
+        let check = |model: &mut GpuModel<'_>, counts: &[usize]| {
+            for &n_tokens in counts {
                 let Some(ids) = ids.get(..n_tokens) else { continue };
                 let what = format!("{config:?}, {n_tokens} tokens");
-                let expected = host.forward(ids).unwrap();
                 let found = model.forward(ids).unwrap();
-                assert_close(&found, &expected, &what);
+                assert_close(&found, &host.forward(ids).unwrap(), &what);
                 let last = model.forward_last(ids).unwrap();
                 assert_eq!(last, found[found.len() - vocab_size..], "{what}");
             }
-        })
-        .unwrap();
+        };
+        with_model(&tensors, n_heads, context_length, |model| check(model, &[1, 7, 8, 9, 65, 135])).unwrap();
+        let turned = as_hugging_face(&tensors, n_layers);
+        with_model(&turned, n_heads, 10, |model| check(model, &[1, 9])).unwrap();
     }
 }
 

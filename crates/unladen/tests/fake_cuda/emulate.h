@@ -1,15 +1,16 @@
-// Runs the source of CUDA kernels on the host: include this, then the source, and have what is
-// registered as a `fake_kernel` call `emulate`.
+// Runs the source of CUDA kernels on the host: include this, then the source, and have what is registered as a `fake_kernel`
+// call `emulate`, with arrays that are `Guarded`.
 //
-// Every thread of a block is a fiber, and blocks run one after the other. A fiber runs until it waits for its block
-// (`__syncthreads`) or its warp (a shuffle), and goes on when all others have come there. A kernel in which some threads
-// wait for what others never reach ends the process with a message. Fibers take turns from the first to the last and back:
-// a kernel that leaves out a wait gives other numbers.
+// Every thread of a block is a fiber, and blocks run one after the other. A warp runs until all of its threads wait for the
+// block (`__syncthreads`) or have ended, then the next one does, from the first to the last in one block and from the last
+// to the first in the next: a kernel that leaves out a wait gives other numbers. One in which some threads wait for what
+// others never reach ends the process with a message.
 #pragma once
 
 #undef _FORTIFY_SOURCE // it takes a jump to another stack for a mistake
 
 #include <setjmp.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -18,6 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "fake_kernel.h"
@@ -36,7 +38,7 @@ struct alignas(16) float4 {
 
 namespace emulated {
 
-enum { LANES = 32, STACK_BYTES = 64 << 10 };
+enum { LANES = 32, STACK_BYTES = 32 << 10 };
 
 enum class State { READY, AT_WARP, AT_BLOCK, DONE };
 
@@ -93,30 +95,30 @@ __attribute__((noinline)) inline void resume(Fiber *fiber) {
     setcontext(&start);
 }
 
-// Lets those go on who wait for their warp or their block, where everyone has come who is still there.
-inline bool release() {
-    bool is_any = false;
-    auto release_range = [&](unsigned first, unsigned end, State state) {
-        unsigned n_waiting = 0, n_done = 0;
+// Runs the threads of a warp until they have ended or wait for the block. False if there was nothing to do.
+inline bool run_warp(unsigned first) {
+    unsigned end = first + LANES < block.n_threads ? first + LANES : block.n_threads;
+    for (bool is_any = false;; is_any = true) {
+        unsigned n_run = 0, n_at_warp = 0, n_done = 0;
         for (unsigned it = first; it < end; it++) {
-            n_waiting += block.fibers[it]->state == state;
+            if (block.fibers[it]->state != State::READY) continue;
+            resume(block.fibers[it].get());
+            n_run += 1;
+        }
+        for (unsigned it = first; it < end; it++) {
+            n_at_warp += block.fibers[it]->state == State::AT_WARP;
             n_done += block.fibers[it]->state == State::DONE;
         }
-        if (n_waiting == 0 || n_waiting + n_done < end - first) return;
-        is_any = true;
-        for (unsigned it = first; it < end; it++) {
-            if (block.fibers[it]->state == state) block.fibers[it]->state = State::READY;
+        // All have come to the shuffle who are still there.
+        bool is_met = n_at_warp > 0 && n_at_warp + n_done == end - first;
+        for (unsigned it = first; is_met && it < end; it++) {
+            if (block.fibers[it]->state == State::AT_WARP) block.fibers[it]->state = State::READY;
         }
-    };
-    for (unsigned first = 0; first < block.n_threads; first += LANES) {
-        unsigned end = first + LANES < block.n_threads ? first + LANES : block.n_threads;
-        release_range(first, end, State::AT_WARP);
+        if (n_run == 0 && !is_met) return is_any;
     }
-    release_range(0, block.n_threads, State::AT_BLOCK);
-    return is_any;
 }
 
-inline void run_block() {
+inline void run_block(unsigned number_of_block) {
     unsigned n = block.n_threads;
     while (block.fibers.size() < n) block.fibers.emplace_back(new Fiber);
     for (auto &given : block.given) given.assign(n, 0);
@@ -129,17 +131,24 @@ inline void run_block() {
         fiber.index.y = number / blockDim.x % blockDim.y;
         fiber.index.z = number / blockDim.x / blockDim.y;
     }
-    for (unsigned turn = 0;; turn++) {
-        for (unsigned it = 0; it < n; it++) {
-            Fiber &fiber = *block.fibers[turn % 2 ? n - 1 - it : it];
-            if (fiber.state == State::READY) resume(&fiber);
+    unsigned n_warps = (n + LANES - 1) / LANES;
+    for (;;) {
+        bool is_any = false;
+        for (unsigned it = 0; it < n_warps; it++) {
+            is_any |= run_warp((number_of_block % 2 ? n_warps - 1 - it : it) * LANES);
         }
-        bool is_all_done = true;
-        for (unsigned it = 0; it < n; it++) is_all_done &= block.fibers[it]->state == State::DONE;
-        if (is_all_done) return;
-        if (!release()) {
+        unsigned n_at_block = 0, n_done = 0;
+        for (unsigned it = 0; it < n; it++) {
+            n_at_block += block.fibers[it]->state == State::AT_BLOCK;
+            n_done += block.fibers[it]->state == State::DONE;
+        }
+        if (n_done == n) return;
+        if (!is_any || n_at_block + n_done != n) {
             fprintf(stderr, "emulated kernel: some threads wait for others that never come\n");
             abort();
+        }
+        for (unsigned it = 0; it < n; it++) {
+            if (block.fibers[it]->state == State::AT_BLOCK) block.fibers[it]->state = State::READY;
         }
     }
 }
@@ -166,11 +175,42 @@ template <typename Kernel> void emulate(FakeDim grid, FakeDim block_size, Kernel
         for (unsigned y = 0; y < grid.y; y++) {
             for (unsigned x = 0; x < grid.x; x++) {
                 blockIdx.x = x, blockIdx.y = y, blockIdx.z = z;
-                emulated::run_block();
+                emulated::run_block(x + y + z);
             }
         }
     }
 }
+
+// An array of a kernel: a copy with a page behind it that nobody may touch, so that a kernel that goes too far crashes. What
+// was written comes to stand in the original when this goes. Long arrays are not copied: who measures a process over the fake
+// driver does not want to find them in it.
+template <typename T> class Guarded {
+  public:
+    Guarded(T *original, size_t n_elems) : original(original), len_bytes(n_elems * sizeof(T)) {
+        copy = original;
+        if (original == nullptr || len_bytes > MAX_BYTES) return;
+        mapped_bytes = (len_bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES;
+        mapped = static_cast<char *>(
+            mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        char *end = mapped + mapped_bytes - PAGE_BYTES;
+        if (mapped == MAP_FAILED || mprotect(end, PAGE_BYTES, PROT_NONE) != 0) abort();
+        copy = reinterpret_cast<T *>(end - len_bytes);
+        memcpy(end - len_bytes, original, len_bytes);
+    }
+    ~Guarded() {
+        if (mapped == nullptr) return;
+        if constexpr (!std::is_const_v<T>) memcpy(original, copy, len_bytes);
+        munmap(mapped, mapped_bytes);
+    }
+    Guarded(const Guarded &) = delete;
+    operator T *() const { return copy; }
+
+  private:
+    static constexpr size_t PAGE_BYTES = 4096, MAX_BYTES = 1 << 20;
+    T *original, *copy;
+    size_t len_bytes, mapped_bytes = 0;
+    char *mapped = nullptr;
+};
 
 inline void __syncthreads() { emulated::wait(emulated::State::AT_BLOCK); }
 

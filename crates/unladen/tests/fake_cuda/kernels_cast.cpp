@@ -8,8 +8,8 @@ namespace {
 template <typename Target, typename Source, void (*kernel)(Target *, const Source *, u64)>
 void run_cast(FakeDim grid, FakeDim block, unsigned, void **args) {
     const u64 n_elems = fake_arg<u64>(args, 2);
-    Target *target = fake_array<Target>(fake_arg<CUdeviceptr>(args, 0), n_elems);
-    const Source *source = fake_array<Source>(fake_arg<CUdeviceptr>(args, 1), n_elems);
+    const Guarded<Target> target(fake_array<Target>(fake_arg<CUdeviceptr>(args, 0), n_elems), n_elems);
+    const Guarded<const Source> source(fake_array<Source>(fake_arg<CUdeviceptr>(args, 1), n_elems), n_elems);
     emulate(grid, block, [&] { kernel(target, source, n_elems); });
 }
 const fake_kernel f16_to_f32_registered("cast_f16_to_f32", run_cast<float, Half, cast_f16_to_f32>);

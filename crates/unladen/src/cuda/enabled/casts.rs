@@ -24,8 +24,8 @@ const CASTS: &[(DType, DType, &str)] = &[
 
 const THREADS: u32 = 256;
 
-/// Enough blocks to fill any GPU; more elements than threads are taken in turns.
-const MAX_BLOCKS: u64 = 4096;
+/// About as many blocks as a large GPU runs at once; more elements than threads are taken in turns.
+const MAX_BLOCKS: u64 = 1024;
 
 /// The casts, compiled for one GPU.
 #[derive(Debug)]
