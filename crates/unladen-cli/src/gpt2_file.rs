@@ -3,13 +3,17 @@
 use crate::watch;
 use std::{collections::HashMap, fs, io::Read, path::Path};
 use unladen::{
-    Error, Format, OpenCheckpoint, Result, StateDict, Strategy,
+    Device, Error, Format, OpenCheckpoint, Result, StateDict, Strategy,
     checkpoint::Warning,
+    cuda::Context,
+    destination::Bytes,
     error::Fault,
+    memory::{Ledger, Space},
     save::{self, Entry, Output},
 };
 use unladen_gpt2::{
     Config, Gpt2, Naming,
+    gpu::{self, GpuModel, GpuTensor, Kernels},
     init::{self, Planned},
     text,
 };
@@ -31,11 +35,20 @@ pub(crate) struct Kind {
 ///
 /// Fails if it is one that cannot be run: a tensor is missing or has another shape, or `config.json` says that the
 /// model is computed otherwise, or makes no sense.
-pub(crate) fn recognise(checkpoint: &OpenCheckpoint, heads: Option<usize>) -> Result<Option<Kind>> {
+pub(crate) fn recognise(
+    checkpoint: &OpenCheckpoint,
+    heads: Option<usize>,
+    device: Device,
+) -> Result<Option<Kind>> {
     let of = |heads| {
         let tensors =
             checkpoint.tensors.iter().map(|it| (it.name.as_str(), it.layout.dtype(), it.layout.shape()));
-        unladen_gpt2::recognise(tensors, heads).map_err(|error| error.in_file(&checkpoint.path))
+        // A GPU multiplies 16-bit floats too.
+        let recognised = match device {
+            Device::Cuda(_) => gpu::recognise(tensors, heads),
+            _ => unladen_gpt2::recognise(tensors, heads),
+        };
+        recognised.map_err(|error| error.in_file(&checkpoint.path))
     };
     let heads = match heads {
         Some(heads) => Some(heads),
@@ -51,8 +64,12 @@ pub(crate) fn recognise(checkpoint: &OpenCheckpoint, heads: Option<usize>) -> Re
 }
 
 /// Which GPT-2 this is, for those who can do without: the error says why there is no forward pass on the probe.
-pub(crate) fn recognise_or_skip(checkpoint: &OpenCheckpoint, heads: Option<usize>) -> Result<Kind, String> {
-    let kind = recognise(checkpoint, heads).map_err(|error| error.to_string())?;
+pub(crate) fn recognise_or_skip(
+    checkpoint: &OpenCheckpoint,
+    heads: Option<usize>,
+    device: Device,
+) -> Result<Kind, String> {
+    let kind = recognise(checkpoint, heads, device).map_err(|error| error.to_string())?;
     let Kind { config, naming } = kind.ok_or("this is no GPT-2")?;
     if config.context_length < PROBE.len() || PROBE.iter().any(|&it| it as usize >= config.vocab_size) {
         return Err(format!("this GPT-2 is too small for tokens {PROBE:?}"));
@@ -99,7 +116,7 @@ pub(crate) fn initial_values(
     if !matches!(strategy, Strategy::Naive | Strategy::Sequential) {
         return None;
     }
-    let Kind { config, naming } = recognise_or_skip(checkpoint, heads).ok()?;
+    let Kind { config, naming } = recognise_or_skip(checkpoint, heads, Device::Host).ok()?;
     let tensors = (naming == Naming::Notebook).then(|| init::tensors(&config).ok())??;
     let tensors: HashMap<_, _> = tensors.into_iter().map(|it| (it.name.clone(), it)).collect();
     Some(Box::new(move |name, bytes| match tensors.get(name) {
@@ -108,9 +125,32 @@ pub(crate) fn initial_values(
     }))
 }
 
-/// The logits of every token, (tokens, vocabulary) row by row.
+/// The logits of every token, (tokens, vocabulary) row by row, computed where the weights are.
+///
+/// Fails if they are on several devices.
 pub(crate) fn forward(state: &StateDict<'_>, kind: &Kind, tokens: &[u32]) -> Result<Vec<f32>> {
-    Gpt2::new(state, kind.config, kind.naming)?.forward(tokens)
+    match state.iter().any(|(_, view)| view.bytes.device() != Device::Host) {
+        true => forward_on_gpu(state, kind, tokens),
+        false => Gpt2::new(state, kind.config, kind.naming)?.forward(tokens),
+    }
+}
+
+fn forward_on_gpu(state: &StateDict<'_>, kind: &Kind, tokens: &[u32]) -> Result<Vec<f32>> {
+    let mut tensors: Vec<GpuTensor<'_>> = Vec::with_capacity(state.len());
+    let mut context: Option<&Context> = None;
+    for (name, view) in state.iter() {
+        let Bytes::OnGpu { memory, start_byte, .. } = view.bytes else {
+            let fault = Fault::new("all of the model on one device", "a part on the host").tensor(name);
+            return Err(fault.hint("load it to one device: leave --device-map out").mismatch());
+        };
+        context = context.or(Some(memory.context()));
+        tensors.push(GpuTensor { name, dtype: view.dtype, shape: view.shape, memory, start_byte });
+    }
+    let Some(context) = context else { return Ok(Vec::new()) };
+    let kernels = Kernels::load(context)?;
+    let ledger = Ledger::new();
+    let reserve = |len_bytes| ledger.reserve(Space::Device(Device::Cuda(context.ordinal())), len_bytes);
+    GpuModel::new(&kernels, &tensors, kind.config, kind.naming, tokens.len(), reserve)?.forward(tokens)
 }
 
 /// Passes the prompt and its greedy continuation to `show`, piece by piece; returns how many tokens were added.

@@ -29,6 +29,9 @@ pub(crate) struct Row {
     pub(crate) devices: Vec<DeviceRow>,
     /// Staging for GPUs was pinned; nothing: there was none.
     pub(crate) is_pinned: Option<bool>,
+    /// To set foot on the GPUs, before the load, and what the driver took on the host for it.
+    pub(crate) open_gpus_s: Option<f64>,
+    pub(crate) gpus_on_host_bytes: Option<u64>,
     /// Pages of mapped files, the forward pass included where one ran: a mapping is read when it is touched.
     pub(crate) mapped_peak_bytes: u64,
     pub(crate) predicted_host_peak_anon_bytes: u64,

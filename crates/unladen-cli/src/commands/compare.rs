@@ -71,7 +71,7 @@ fn introduce(checkpoint: &OpenCheckpoint, args: &CompareArgs) {
         checkpoint.tensors.len(),
         human::bytes(checkpoint.len_bytes())
     ));
-    if let Err(reason) = gpt2_file::recognise_or_skip(checkpoint, args.heads) {
+    if let Err(reason) = gpt2_file::recognise_or_skip(checkpoint, args.heads, args.device) {
         out::words(&format!(
             "{reason}: zeroed tensors of its shapes stand for the model, and the forward pass is skipped"
         ));

@@ -78,7 +78,7 @@ fn load(
     let root = open.root.clone().or(Some(Root::Auto));
     let checkpoint = unladen::open_with(path, &OpenOptions { root, ..open.options() })?;
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
-    let kind = gpt2_file::recognise(&checkpoint, heads)?.ok_or_else(|| {
+    let kind = gpt2_file::recognise(&checkpoint, heads, how.device)?.ok_or_else(|| {
         let found = format!("{} tensors of other names", checkpoint.tensors.len());
         Fault::new("the tensors of a GPT-2, in the notebook's names or Hugging Face's", found)
             .hint("`unladen load` and `unladen compare` take any checkpoint")

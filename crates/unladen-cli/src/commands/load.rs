@@ -16,8 +16,10 @@ use std::{
     time::Instant,
 };
 use unladen::{
-    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, OpenOptions, Result, RunOptions, StateDict,
-    TensorBuffer, memory,
+    Device, Error, Intent, LoadPlan, Loaded, OpenCheckpoint, OpenOptions, PlanOptions, Result, RunOptions,
+    StateDict, TensorBuffer,
+    cuda::Context,
+    memory,
     memory::{Measured, Method},
     tensor::Layout,
     verify,
@@ -37,6 +39,11 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         Choice::Auto => args.how.intent == Some(Intent::ReadOnly),
     };
     let method = if may_map { Method::Sampled } else { Method::HighWater };
+    // The driver's own memory on the host is no part of a load, nor is the time to set foot on a GPU: both are told apart.
+    let began = Instant::now();
+    let (gpus, opening) =
+        memory::measure(Method::HighWater, || open_gpus(&args.how.options(Intent::Private)));
+    let (gpus, open_gpus_s) = (gpus?, began.elapsed().as_secs_f64());
     let (result, measured) = memory::measure(method, || load(path, args));
     let (checkpoint, loaded, mut load_s, plan) = result?;
     if args.touch {
@@ -49,7 +56,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let (forward_s, forward) = match &args.logits_to {
         Some(to) => {
             let (forward_s, forward) =
-                memory::measure(touched, || forward(&checkpoint, &loaded, args.heads, to));
+                memory::measure(touched, || forward(&checkpoint, &loaded, args.heads, args.how.device, to));
             (forward_s?, Some(forward))
         }
         None => (None, None),
@@ -60,6 +67,8 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     row.device_peak_bytes = loaded.peaks.device_bytes.total_bytes();
     row.devices = device_rows(&plan, &loaded);
     row.is_mapped = loaded.state.is_mapped();
+    row.open_gpus_s = (!gpus.is_empty()).then_some(open_gpus_s);
+    row.gpus_on_host_bytes = (!gpus.is_empty()).then_some(opening.peak_anon_bytes);
     row.is_pinned = plan.is_for_gpus().then_some(loaded.gpus.is_pinned);
     if plan.strategy().maps_files() {
         row.mapped_peak_bytes = measured.peak_file_bytes + later_bytes;
@@ -81,6 +90,15 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     }
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(())
+}
+
+/// Every GPU that the load may be for.
+fn open_gpus(options: &PlanOptions) -> Result<Vec<Context>> {
+    let ordinals = options.devices().into_iter().filter_map(|device| match device {
+        Device::Cuda(ordinal) => Some(ordinal),
+        _ => None,
+    });
+    ordinals.map(Context::open).collect()
 }
 
 /// From the path to the weights, on the clock.
@@ -183,6 +201,8 @@ fn row_of(
         device_peak_bytes: 0,
         devices: Vec::new(),
         is_pinned: None,
+        open_gpus_s: None,
+        gpus_on_host_bytes: None,
         mapped_peak_bytes: 0,
         predicted_host_peak_anon_bytes: predicted.host_anon_bytes,
         predicted_host_peak_rss_bytes: predicted.host_rss_bytes,
@@ -218,9 +238,10 @@ fn forward(
     checkpoint: &OpenCheckpoint,
     loaded: &Loaded<'_>,
     heads: Option<usize>,
+    device: Device,
     to: &Path,
 ) -> Result<Option<f64>> {
-    let kind = match gpt2_file::recognise_or_skip(checkpoint, heads) {
+    let kind = match gpt2_file::recognise_or_skip(checkpoint, heads, device) {
         Ok(kind) => kind,
         Err(reason) => {
             out::words(&format!("forward pass skipped: {reason}"));
@@ -284,6 +305,14 @@ fn print(row: &Row) {
         let driver = device.driver_peak_bytes.map(|it| format!(", by the driver {}", human::bytes(it)));
         let how = format!("by the ledger{}", driver.unwrap_or_default());
         line(what, device.peak_bytes, device.predicted_peak_bytes, &how);
+    }
+    if let (Some(open_s), Some(bytes)) = (row.open_gpus_s, row.gpus_on_host_bytes) {
+        out::result(&format!(
+            "{:<12} {:>9}   on the host for the driver, before the load, in {} s",
+            "context",
+            human::bytes(bytes),
+            human::seconds(open_s)
+        ));
     }
     line("host peak", row.host_peak_anon_bytes, row.predicted_host_peak_anon_bytes, &row.measured_by);
     let over = |peak_bytes: u64| peak_bytes.saturating_sub(row.weights_on_host_bytes);

@@ -123,6 +123,7 @@ const GIVES_BACK: &[&str] = &[
     "cuMemHostUnregister",
     "cuStreamDestroy_v2",
     "cuEventDestroy_v2",
+    "cuModuleUnload",
     "cuDevicePrimaryCtxRelease_v2",
 ];
 
@@ -164,11 +165,12 @@ fn every_call_that_fails_is_a_typed_error_that_leaves_nothing() {
             let open = case.open();
             load(&case, &open, &plan(&open, way)).unwrap()
         };
+        let every = strategy == Strategy::Stream;
         for (function, after) in calls().into_iter().filter(|(it, _)| !GIVES_BACK.contains(&&**it)) {
             let n_calls = after - before.get(&function).copied().unwrap_or(0);
             // The first, one in the middle, and the last.
             let mut numbers = vec![1, n_calls / 2, n_calls];
-            numbers.retain(|it| *it > 0);
+            numbers.retain(|it| *it > 0 && (every || *it == n_calls));
             numbers.dedup();
             for number in numbers {
                 let context = format!("{strategy}: {function} fails, call {number} of {n_calls}");
@@ -290,7 +292,8 @@ fn tensors_lie_on_their_devices_aligned_and_together_or_apart() {
     let open = case.open();
     let n_allocations = || fake.report().n_calls("cuMemAlloc_v2");
     let n_before = if fake.has_report() { n_allocations() } else { 0 };
-    for (frees_singly, n_expected) in [(false, 2), (true, 27)] {
+    // With scratch, for what is widened.
+    for (frees_singly, n_expected) in [(false, 3), (true, 28)] {
         let n_before = n_before.max(if fake.has_report() { n_allocations() } else { 0 });
         let plan = plan(&open, Way::OnGpus(Strategy::Stream, Spread::Several, frees_singly));
         let loaded = open.run(&plan, RunOptions::default()).unwrap();

@@ -143,8 +143,10 @@ fn c_string(text: &str, context: &Context) -> Result<CString> {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        // SAFETY: the module was loaded by `Module::load`, and nothing else has its handle. What was launched of it has
-        // ended: the driver waits for it.
+        // Kernels run still if whoever launched them could not wait for them. What that says comes again at another call.
+        let _ = self.context.synchronize();
+        // SAFETY: the module was loaded by `Module::load`, nothing else has its handle, and what was launched of it has
+        // ended.
         let _ = self.context.attempt(|driver| unsafe { driver.cuModuleUnload(self.handle) });
     }
 }
