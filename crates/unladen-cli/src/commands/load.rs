@@ -16,7 +16,9 @@ use std::{
     time::Instant,
 };
 use unladen::{
-    Error, Intent, LoadPlan, Loaded, OpenCheckpoint, Result, RunOptions, StateDict, TensorBuffer, memory,
+    Device, Error, Intent, LoadPlan, Loaded, OpenCheckpoint, Result, RunOptions, StateDict, TensorBuffer,
+    cuda::Context,
+    memory,
     memory::{Measured, Method},
     tensor::Layout,
     verify,
@@ -36,6 +38,9 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         Choice::Auto => args.how.intent == Some(Intent::ReadOnly),
     };
     let method = if may_map { Method::Sampled } else { Method::HighWater };
+    let began = Instant::now();
+    let (contexts, of_contexts) = memory::measure(Method::HighWater, || open_gpus(args));
+    let context_s = began.elapsed().as_secs_f64();
     let (result, measured) = memory::measure(method, || load(path, args));
     let (checkpoint, loaded, mut load_s, plan) = result?;
     if args.touch {
@@ -60,6 +65,10 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     row.devices = device_rows(&plan, &loaded);
     row.is_mapped = loaded.state.is_mapped();
     row.is_pinned = plan.is_for_gpus().then_some(loaded.gpus.is_pinned);
+    if !contexts.is_empty() {
+        row.context_s = Some(context_s);
+        row.context_host_anon_bytes = Some(of_contexts.peak_anon_bytes);
+    }
     if plan.strategy().maps_files() {
         row.mapped_peak_bytes = measured.peak_file_bytes + later_bytes;
     }
@@ -80,6 +89,17 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     }
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(())
+}
+
+/// Begins to use the GPUs, which takes a fraction of a second and some memory whatever is loaded then: it is told apart.
+/// What of them cannot be used is for the plan to say.
+fn open_gpus(args: &LoadArgs) -> Vec<Context> {
+    let devices = args.how.options(Intent::Private).devices();
+    let opened = devices.into_iter().filter_map(|it| match it {
+        Device::Cuda(ordinal) => Context::open(ordinal).ok(),
+        _ => None,
+    });
+    opened.collect()
 }
 
 /// From the path to the weights, on the clock.
@@ -182,6 +202,8 @@ fn row_of(
         device_peak_bytes: 0,
         devices: Vec::new(),
         is_pinned: None,
+        context_s: None,
+        context_host_anon_bytes: None,
         mapped_peak_bytes: 0,
         predicted_host_peak_anon_bytes: predicted.host_anon_bytes,
         predicted_host_peak_rss_bytes: predicted.host_rss_bytes,
