@@ -17,7 +17,7 @@ use unladen::{
     verify,
 };
 
-/// By how much free memory may be off: what drivers hand out memory in.
+/// By how much free memory may have shrunk: what drivers hand out memory in.
 const GRANULE_BYTES: u64 = 2 << 20;
 
 /// How often a load is tried that may be over before it is cancelled.
@@ -93,6 +93,11 @@ fn digest(path: &Path, checkpoint: &OpenCheckpoint, options: &PlanOptions) -> Re
     verify::digest_of(&loaded.state, path, watch::progress())
 }
 
+/// A driver that runs out may give up what it kept for itself, so there may be more than before.
+fn is_back(before_bytes: u64, after_bytes: u64) -> bool {
+    before_bytes.saturating_sub(after_bytes) <= GRANULE_BYTES
+}
+
 impl Bench<'_> {
     fn attempt(
         &mut self,
@@ -109,7 +114,7 @@ impl Bench<'_> {
     fn report(&mut self, step: &'static str, began: Instant, found: Result<String, String>) -> Result<()> {
         let free_bytes_after = self.context.free_bytes()?;
         let free_bytes_at_first = self.free_bytes_at_first;
-        let is_back = free_bytes_after.abs_diff(free_bytes_at_first) <= GRANULE_BYTES;
+        let is_back = is_back(free_bytes_at_first, free_bytes_after);
         let is_kept = found.is_ok() && is_back;
         self.n_broken += usize::from(!is_kept);
         let found = found.unwrap_or_else(|it| it);
@@ -153,7 +158,7 @@ impl Bench<'_> {
             Err(error) => return Ok(Err(format!("another error: {error}"))),
         };
         let words = format!("{} held, then {words}", human::bytes(held_bytes));
-        let is_back = free_bytes_after.abs_diff(free_bytes_before) <= GRANULE_BYTES;
+        let is_back = is_back(free_bytes_before, free_bytes_after);
         let is_in_the_middle = !frees_singly || held_bytes > 0;
         Ok(if words.contains("OUT_OF_MEMORY") && is_back && is_in_the_middle {
             Ok(words)
