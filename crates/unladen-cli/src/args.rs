@@ -38,6 +38,9 @@ pub(crate) enum Command {
     Devices(DevicesArgs),
     /// Read everything and say whether it is whole, as a manifest says, or the same as in another checkpoint.
     Verify(VerifyArgs),
+    /// Let loads to a GPU fail, and see whether its memory comes back: what `scripts/gpu-check` runs on a real one.
+    #[command(hide = true)]
+    GpuFaults(GpuFaultsArgs),
     /// GPT-2: the proof that the weights work.
     #[command(subcommand)]
     Gpt2(Gpt2Command),
@@ -322,7 +325,30 @@ pub(crate) struct ConvertArgs {
 
 #[derive(ClapArgs)]
 pub(crate) struct DevicesArgs {
+    /// Measure instead what the bus to a GPU brings at most: copies from pinned memory, which loads can be compared with.
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    pub(crate) measure_bus: Option<Device>,
+    /// What is copied in each of the measurement's five rounds.
+    #[arg(long, value_name = "BYTES", default_value = "4GiB", requires = "measure_bus", value_parser = human::parse_bytes)]
+    pub(crate) bytes: u64,
     /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct GpuFaultsArgs {
+    /// A checkpoint: a file, a weight map, or a folder.
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
+    /// The GPU. Its memory will be filled up for a while, all of it.
+    #[arg(long, default_value = "cuda:0", value_parser = device)]
+    pub(crate) device: Device,
+    /// What each load may hold in host memory.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = human::parse_bytes)]
+    pub(crate) host_budget: u64,
+    /// One JSON line per step.
     #[arg(long)]
     pub(crate) json: bool,
 }

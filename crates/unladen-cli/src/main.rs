@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Load(args) => commands::load::run(args).map(done),
         Command::Convert(args) => commands::convert::run(args).map(done),
         Command::Devices(args) => commands::devices::run(args).map(done),
+        Command::GpuFaults(args) => commands::gpu_faults::run(args).map(done),
         Command::Verify(args) => commands::verify::run(args),
         Command::Gpt2(Gpt2Command::Save(args)) => commands::gpt2::save(args).map(done),
         Command::Gpt2(Gpt2Command::Forward(args)) => commands::gpt2::forward(args).map(done),

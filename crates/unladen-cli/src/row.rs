@@ -29,9 +29,10 @@ pub(crate) struct Row {
     pub(crate) devices: Vec<DeviceRow>,
     /// Staging for GPUs was pinned; nothing: there was none.
     pub(crate) is_pinned: Option<bool>,
-    /// To set foot on the GPUs, before the load, and what the driver took on the host for it.
-    pub(crate) open_gpus_s: Option<f64>,
-    pub(crate) gpus_on_host_bytes: Option<u64>,
+    /// What it took to begin to use the GPUs, before the clock of the load; nothing: there were none.
+    pub(crate) context_s: Option<f64>,
+    /// What the driver took of the host's memory for that: no part of the load's peaks.
+    pub(crate) context_host_anon_bytes: Option<u64>,
     /// Pages of mapped files, the forward pass included where one ran: a mapping is read when it is touched.
     pub(crate) mapped_peak_bytes: u64,
     pub(crate) predicted_host_peak_anon_bytes: u64,

@@ -84,6 +84,36 @@ fn a_driver_that_sees_no_gpu_is_no_error_and_one_that_fails_is() {
     assert!(err.contains("\nhint: ") && err.contains("reboot"), "{err}");
 }
 
+#[test]
+fn the_bus_is_measured_by_copies_of_pinned_memory() {
+    let Some(fake) = Fake::new() else { return };
+    // More than a chunk, and no multiple of one.
+    let words = ["--measure-bus", "cuda:1", "--bytes", "20000001", "--json"];
+    let (code, out, err) = run(fake.set_up(unladen().args(words)));
+    assert_eq!((code, err.as_str()), (0, ""));
+    let measured: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&measured["device"], &measured["bytes"]), (&json!("cuda:1"), &json!(20_000_001)));
+    assert_eq!(measured["is_pinned"], true);
+    let mut seconds: Vec<f64> = serde_json::from_value(measured["seconds"].clone()).unwrap();
+    seconds.sort_unstable_by(f64::total_cmp);
+    assert_eq!((seconds.len(), measured["median_s"].as_f64()), (5, Some(seconds[2])));
+    assert!((measured["gb_per_s"].as_f64().unwrap() - 0.020_000_001 / seconds[2]).abs() < 1e-9);
+    let report = fake.report();
+    report.assert_clean();
+    // Three copies a round, six rounds.
+    assert_eq!(report.n_calls("cuMemcpyHtoDAsync_v2"), 18);
+
+    // What cannot be pinned is measured, and said.
+    fake.tell("pinnable 0");
+    let (code, out, err) = run(fake.set_up(unladen().args(words)));
+    assert_eq!((code, &serde_json::from_str::<Value>(&out).unwrap()["is_pinned"]), (0, &json!(false)));
+    assert!(err.starts_with("warning: the driver would not pin"), "{err}");
+
+    let (code, out, err) = run(unladen().args(["--measure-bus", "host"]));
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("expected a GPU, such as cuda:0, found host"), "{err}");
+}
+
 #[allow(clippy::print_stderr)]
 #[test]
 fn without_a_driver_the_host_is_listed_and_one_line_says_what_to_do() {

@@ -1,5 +1,7 @@
 //! `unladen devices`: where weights can go on this machine.
 
+mod bus;
+
 use crate::{args::DevicesArgs, human, out};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
@@ -31,6 +33,9 @@ struct Listed {
 }
 
 pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
+    if let Some(device) = args.measure_bus {
+        return bus::run(device, args.bytes, args.json);
+    }
     let gpus = cuda::gpus();
     let listing = listing(gpus.as_ref().ok());
     if args.json {

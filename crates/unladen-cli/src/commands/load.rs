@@ -16,8 +16,8 @@ use std::{
     time::Instant,
 };
 use unladen::{
-    Device, Error, Intent, LoadPlan, Loaded, OpenCheckpoint, OpenOptions, PlanOptions, Result, RunOptions,
-    StateDict, TensorBuffer,
+    Device, Error, Intent, LoadPlan, Loaded, OpenCheckpoint, OpenOptions, Result, RunOptions, StateDict,
+    TensorBuffer,
     cuda::Context,
     memory,
     memory::{Measured, Method},
@@ -39,11 +39,9 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         Choice::Auto => args.how.intent == Some(Intent::ReadOnly),
     };
     let method = if may_map { Method::Sampled } else { Method::HighWater };
-    // The driver's own memory on the host is no part of a load, nor is the time to set foot on a GPU: both are told apart.
     let began = Instant::now();
-    let (gpus, opening) =
-        memory::measure(Method::HighWater, || open_gpus(&args.how.options(Intent::Private)));
-    let (gpus, open_gpus_s) = (gpus?, began.elapsed().as_secs_f64());
+    let (contexts, of_contexts) = memory::measure(Method::HighWater, || open_gpus(args));
+    let context_s = began.elapsed().as_secs_f64();
     let (result, measured) = memory::measure(method, || load(path, args));
     let (checkpoint, loaded, mut load_s, plan) = result?;
     if args.touch {
@@ -67,9 +65,11 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     row.device_peak_bytes = loaded.peaks.device_bytes.total_bytes();
     row.devices = device_rows(&plan, &loaded);
     row.is_mapped = loaded.state.is_mapped();
-    row.open_gpus_s = (!gpus.is_empty()).then_some(open_gpus_s);
-    row.gpus_on_host_bytes = (!gpus.is_empty()).then_some(opening.peak_anon_bytes);
     row.is_pinned = plan.is_for_gpus().then_some(loaded.gpus.is_pinned);
+    if !contexts.is_empty() {
+        row.context_s = Some(context_s);
+        row.context_host_anon_bytes = Some(of_contexts.peak_anon_bytes);
+    }
     if plan.strategy().maps_files() {
         row.mapped_peak_bytes = measured.peak_file_bytes + later_bytes;
     }
@@ -92,13 +92,15 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     Ok(())
 }
 
-/// Every GPU that the load may be for.
-fn open_gpus(options: &PlanOptions) -> Result<Vec<Context>> {
-    let ordinals = options.devices().into_iter().filter_map(|device| match device {
-        Device::Cuda(ordinal) => Some(ordinal),
+/// Begins to use the GPUs, which takes a fraction of a second and some memory whatever is loaded then: it is told apart.
+/// What of them cannot be used is for the plan to say.
+fn open_gpus(args: &LoadArgs) -> Vec<Context> {
+    let devices = args.how.options(Intent::Private).devices();
+    let opened = devices.into_iter().filter_map(|it| match it {
+        Device::Cuda(ordinal) => Context::open(ordinal).ok(),
         _ => None,
     });
-    ordinals.map(Context::open).collect()
+    opened.collect()
 }
 
 /// From the path to the weights, on the clock.
@@ -201,8 +203,8 @@ fn row_of(
         device_peak_bytes: 0,
         devices: Vec::new(),
         is_pinned: None,
-        open_gpus_s: None,
-        gpus_on_host_bytes: None,
+        context_s: None,
+        context_host_anon_bytes: None,
         mapped_peak_bytes: 0,
         predicted_host_peak_anon_bytes: predicted.host_anon_bytes,
         predicted_host_peak_rss_bytes: predicted.host_rss_bytes,
@@ -306,7 +308,7 @@ fn print(row: &Row) {
         let how = format!("by the ledger{}", driver.unwrap_or_default());
         line(what, device.peak_bytes, device.predicted_peak_bytes, &how);
     }
-    if let (Some(open_s), Some(bytes)) = (row.open_gpus_s, row.gpus_on_host_bytes) {
+    if let (Some(open_s), Some(bytes)) = (row.context_s, row.context_host_anon_bytes) {
         out::result(&format!(
             "{:<12} {:>9}   on the host for the driver, before the load, in {} s",
             "context",
