@@ -128,14 +128,34 @@ pub(crate) fn initial_values(
 /// The logits of every token, (tokens, vocabulary) row by row, computed where the weights are.
 ///
 /// Fails if they are on several devices.
-pub(crate) fn forward(state: &StateDict<'_>, kind: &Kind, tokens: &[u32]) -> Result<Vec<f32>> {
+///
+/// `kernels`: those of the GPU that the weights are on, where somebody has them ready.
+pub(crate) fn forward(
+    state: &StateDict<'_>,
+    kind: &Kind,
+    tokens: &[u32],
+    kernels: Option<Kernels>,
+) -> Result<Vec<f32>> {
     match state.iter().any(|(_, view)| view.bytes.device() != Device::Host) {
-        true => forward_on_gpu(state, kind, tokens),
+        true => forward_on_gpu(state, kind, tokens, kernels),
         false => Gpt2::new(state, kind.config, kind.naming)?.forward(tokens),
     }
 }
 
-fn forward_on_gpu(state: &StateDict<'_>, kind: &Kind, tokens: &[u32]) -> Result<Vec<f32>> {
+/// The kernels for a GPU, which the driver compiles: a good while, the first time. `None` for the host.
+pub(crate) fn kernels_for(device: Device) -> Result<Option<Kernels>> {
+    match device {
+        Device::Cuda(ordinal) => Kernels::load(&Context::open(ordinal)?).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn forward_on_gpu(
+    state: &StateDict<'_>,
+    kind: &Kind,
+    tokens: &[u32],
+    kernels: Option<Kernels>,
+) -> Result<Vec<f32>> {
     let mut tensors: Vec<GpuTensor<'_>> = Vec::with_capacity(state.len());
     let mut context: Option<&Context> = None;
     for (name, view) in state.iter() {
@@ -147,7 +167,7 @@ fn forward_on_gpu(state: &StateDict<'_>, kind: &Kind, tokens: &[u32]) -> Result<
         tensors.push(GpuTensor { name, dtype: view.dtype, shape: view.shape, memory, start_byte });
     }
     let Some(context) = context else { return Ok(Vec::new()) };
-    let kernels = Kernels::load(context)?;
+    let kernels = kernels.map_or_else(|| Kernels::load(context), Ok)?;
     let ledger = Ledger::new();
     let reserve = |len_bytes| ledger.reserve(Space::Device(Device::Cuda(context.ordinal())), len_bytes);
     GpuModel::new(&kernels, &tensors, kind.config, kind.naming, tokens.len(), reserve)?.forward(tokens)

@@ -70,7 +70,7 @@ pub struct TensorBuffer<'a> {
 impl<'a> TensorBuffer<'a> {
     /// The bytes, if they are for a tensor of this layout.
     ///
-    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if type, shape or length differ.
+    /// Fails with [`Error::Mismatch`] if type, shape or length differ.
     pub fn checked(self, layout: &Layout) -> Result<&'a mut [u8]> {
         let is_it = self.dtype == layout.dtype() && self.shape == layout.shape();
         if is_it && self.bytes.len() as u64 == layout.len_bytes() {
@@ -244,7 +244,7 @@ impl<'a> TensorView<'a> {
 
     /// The elements from the first to the last, in place; with gaps where the strides leave some.
     ///
-    /// Fails with [`Error::Mismatch`](crate::Error::Mismatch) if `T` has another size than the dtype, or the bytes
+    /// Fails with [`Error::Mismatch`] if `T` has another size than the dtype, or the bytes
     /// are not aligned for it, with [`Error::Device`] if they are on a GPU. The caller answers for `T` being the type that
     /// the dtype names.
     pub fn elements<T: FromBytes + Immutable>(&self) -> Result<&'a [T]> {
@@ -275,7 +275,7 @@ impl<'a> TensorView<'a> {
 
     /// Passes the row-major bytes to `sink`, a bounded piece at a time; from a GPU they are fetched for it.
     ///
-    /// Fails with [`Error::Unsupported`](crate::Error::Unsupported) if the view claims gigabytes from a few bytes, with
+    /// Fails with [`Error::Unsupported`] if the view claims gigabytes from a few bytes, with
     /// [`Error::Device`] if a GPU does not give them.
     pub fn for_each_chunk(&self, mut sink: impl FnMut(&[u8])) -> Result<()> {
         let layout = self.layout()?;

@@ -5,7 +5,7 @@ use crate::{
     gpt2_file::{self, Kind},
     human, out, watch,
 };
-use std::{path::Path, time::Instant};
+use std::{path::Path, thread, time::Instant};
 use unladen::{
     Intent, Loaded, OpenOptions, Result, RunOptions, checkpoint::Root, error::Fault, save as saving,
 };
@@ -25,9 +25,16 @@ pub(crate) fn save(args: &SaveArgs) -> Result<()> {
 }
 
 pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
-    let (loaded, kind) = load(&args.file, &args.open, &args.how, args.heads)?;
+    // A GPU's driver compiles the kernels while the weights come.
+    let (loaded, kernels) = thread::scope(|scope| {
+        let kernels = scope.spawn(|| gpt2_file::kernels_for(args.how.device));
+        let loaded = load(&args.file, &args.open, &args.how, args.heads);
+        (loaded, kernels.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let ((loaded, kind), kernels) = (loaded?, kernels?);
     let began = Instant::now();
-    let logits = watch::with_bar("computing", || gpt2_file::forward(&loaded.state, &kind, &args.tokens))?;
+    let logits =
+        watch::with_bar("computing", || gpt2_file::forward(&loaded.state, &kind, &args.tokens, kernels))?;
     let forward_s = began.elapsed().as_secs_f64();
     let vocab_size = logits.len() / args.tokens.len();
     if args.json {

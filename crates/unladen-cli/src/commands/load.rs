@@ -251,7 +251,7 @@ fn forward(
         }
     };
     let began = Instant::now();
-    let logits = gpt2_file::forward(&loaded.state, &kind, &gpt2_file::PROBE)?;
+    let logits = gpt2_file::forward(&loaded.state, &kind, &gpt2_file::PROBE, None)?;
     let forward_s = began.elapsed().as_secs_f64();
     let bytes: Vec<u8> = logits.iter().flat_map(|it| it.to_le_bytes()).collect();
     fs::write(to, bytes).map_err(|source| Error::io(to, "write the logits", source))?;

@@ -7,7 +7,7 @@ use unladen::{
     Device, Intent, LoadPlan, OpenCheckpoint, Result,
     device::PerDevice,
     memory::Space,
-    plan::{Read, Step, Way},
+    plan::{Part, Read, Step, Way},
     stamp::FileStamp,
 };
 
@@ -179,12 +179,14 @@ fn line(step: &Step) -> Line {
 
 /// `2 in place, 819 cast or resolved; chunks of 256 KiB through 2 buffers, pages put in place`.
 fn how(n_buffers: usize, chunk_bytes: u64, is_placed: bool, reads: &[Read]) -> String {
+    let is_changed = |parts: &[Part]| parts.iter().any(|it| !it.change.is_nothing());
     let count = |is_it: &dyn Fn(&Way) -> bool| reads.iter().filter(|it| is_it(&it.way)).count();
     let kinds = [
         (count(&|it| matches!(it, Way::Plain)), "as they are"),
         (count(&|it| matches!(it, Way::Elements(change) if change.is_nothing())), "by way of a buffer"),
         (count(&|it| matches!(it, Way::Elements(change) if !change.is_nothing())), "changed"),
-        (count(&|it| matches!(it, Way::Parts(_))), "of several tensors, changed"),
+        (count(&|it| matches!(it, Way::Parts(parts) if !is_changed(parts))), "of several tensors"),
+        (count(&|it| matches!(it, Way::Parts(parts) if is_changed(parts))), "of several tensors, changed"),
         (count(&|it| matches!(it, Way::Gather(_))), "brought into order"),
     ];
     let kinds = kinds.iter().filter(|(n, _)| *n > 0).map(|(n, kind)| format!("{n} {kind}"));
