@@ -102,7 +102,7 @@ fn strategies_are_compared_on_a_gpu_and_the_leanest_is_the_models_size() {
 
 #[test]
 fn without_a_driver_a_gpu_is_a_typed_error_and_can_be_planned_for() {
-    let (_folder, path) = tiny();
+    let (folder, path) = tiny();
     // A folder without libraries, and nothing else to look into.
     let without = |words: &[&str]| {
         let mut command = unladen(words);
@@ -114,6 +114,17 @@ fn without_a_driver_a_gpu_is_a_typed_error_and_can_be_planned_for() {
         assert_eq!(code, 1);
         assert!(err.contains("error: cuda") && err.contains("hint: "), "{err}");
     }
+    if code != 0 {
+        let dir = folder.path().to_str().unwrap();
+        let n_files = || std::fs::read_dir(dir).unwrap().count();
+        let n_before = n_files();
+        let (code, _, err) = without(&["compare", "--gpt2", "tiny", "--dir", dir, "--device", "cuda:0"]);
+        assert_eq!((code, n_files()), (1, n_before), "nothing is saved for it: {err}");
+        assert!(err.contains("error: cuda"), "{err}");
+    }
+    let (code, _, err) = without(&["gpt2", "generate", &path, "--prompt", "a", "--device", "cuda:0"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("on the host only") && err.contains("hint: use --device host"), "{err}");
     let plan = |free: &str| without(&["plan", &path, "--json", "--device", "cuda:3", "--free-device", free]);
     let (code, out, err) = plan("1GiB");
     assert_eq!(code, 0, "{err}");

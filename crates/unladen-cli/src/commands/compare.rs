@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-use unladen::{Error, Format, OpenCheckpoint, Result, Strategy, error::Fault, memory};
+use unladen::{Device, Error, Format, OpenCheckpoint, Result, Strategy, cuda::Context, error::Fault, memory};
 use workbench::Workbench;
 
 /// Why there is no row.
@@ -28,6 +28,10 @@ struct Outcome {
 }
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
+    // Before gigabytes are saved for a GPU that is not there. Let go of again: the loads are other processes.
+    if let Device::Cuda(ordinal) = args.device {
+        drop(Context::open(ordinal)?);
+    }
     let mut bench = Workbench::new(args.dir.clone())?;
     let path = match &args.file {
         Some(file) => file.clone(),

@@ -7,7 +7,8 @@ use crate::{
 };
 use std::{path::Path, thread, time::Instant};
 use unladen::{
-    Intent, Loaded, OpenOptions, Result, RunOptions, checkpoint::Root, error::Fault, save as saving,
+    Device, Error, Intent, Loaded, OpenOptions, Result, RunOptions, checkpoint::Root, error::Fault,
+    save as saving,
 };
 
 pub(crate) fn save(args: &SaveArgs) -> Result<()> {
@@ -65,6 +66,11 @@ pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
 const N_SHOWN: usize = 5;
 
 pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
+    let devices = args.how.options(Intent::ReadOnly).devices();
+    if let Some(device) = devices.into_iter().find(|it| *it != Device::Host) {
+        let message = "text is generated on the host only, so far".to_owned();
+        return Err(Error::Device { device: device.to_string(), message });
+    }
     let (loaded, kind) = load(&args.file, &args.open, &args.how, args.heads)?;
     let began = Instant::now();
     let n_tokens =

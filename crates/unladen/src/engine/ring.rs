@@ -24,6 +24,22 @@ struct State<E, F> {
     is_stopped: bool,
 }
 
+/// Stops a ring when it is dropped: whoever waits at the other side would wait for ever after a panic on this one.
+pub(super) struct Guard<'r, E, F>(pub(super) &'r Ring<E, F>);
+
+impl<E, F> Guard<'_, E, F> {
+    /// All is well on this side.
+    pub(super) fn disarm(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl<E, F> Drop for Guard<'_, E, F> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 /// What there is to be emptied.
 pub(super) enum Next<F> {
     Full(F),
@@ -192,6 +208,25 @@ mod tests {
         ring.end();
         assert!(matches!(ring.take_full(true), Next::Ended));
         assert_eq!(ring.into_empty(), [1]);
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn a_side_that_panics_stops_the_ring_for_the_other() {
+        let ring: Ring<u8, u8> = Ring::new(Vec::new());
+        std::thread::scope(|scope| {
+            let emptier = scope.spawn(|| matches!(ring.take_full(true), Next::Ended));
+            let filler = scope.spawn(|| {
+                let _guard = Guard(&ring);
+                panic!("on purpose");
+            });
+            assert!(filler.join().is_err());
+            assert!(emptier.join().unwrap());
+        });
+        assert!(ring.take_empty().is_none());
+        let ring: Ring<u8, u8> = Ring::new(vec![1]);
+        Guard(&ring).disarm();
+        assert_eq!(ring.take_empty(), Some(1));
     }
 
     #[cfg(not(loom))]

@@ -5,7 +5,7 @@
 
 use super::{
     Io, Slots, missing,
-    ring::{Next, Ring},
+    ring::{Guard, Next, Ring},
     split::for_each,
     touch::Chooser,
     worker::{Common, Files, Read as FileRead, Staging, convert, fill, too_small},
@@ -116,18 +116,19 @@ impl Upload<'_> {
         let (filled, emptied) = thread::scope(|scope| {
             let filling = thread::Builder::new().stack_size(crate::memory::STACK_BYTES as usize);
             let filling = filling.spawn_scoped(scope, || {
-                let filled = self.fill_all(&ring, io);
-                match &filled {
-                    Ok(()) => ring.end(),
-                    Err(_) => ring.stop(),
-                }
-                filled
+                let guard = Guard(&ring);
+                self.fill_all(&ring, io)?;
+                guard.disarm();
+                ring.end();
+                Ok(())
             });
             match filling {
                 Ok(filling) => {
+                    let guard = Guard(&ring);
                     let emptied = self.empty_all(&ring, &mut gpus, slots);
-                    if emptied.is_err() {
-                        ring.stop();
+                    match emptied {
+                        Ok(()) => guard.disarm(),
+                        Err(_) => drop(guard),
                     }
                     let filled = filling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                     (filled, emptied)
@@ -156,6 +157,8 @@ impl Upload<'_> {
         let jobs = Cutter { upload: self, reads: self.reads, current: None };
         let fillers = (0..self.n_threads.max(1)).map(|_| Files::default()).collect();
         for_each(jobs.map(Ok), fillers, io, |files, job| {
+            // A buffer that is lost with a panic comes back to nobody who waits for one.
+            let guard = Guard(ring);
             for cut in job {
                 let mut left = Some(cut);
                 while let Some(cut) = left.take() {
@@ -163,11 +166,12 @@ impl Upload<'_> {
                     // Something else failed, and says so.
                     let Some(slot) = ring.take_empty() else { return Ok(()) };
                     let (piece, rest) = self.cut(cut);
-                    let full = self.stage(files, &piece, slot, &common).inspect_err(|_| ring.stop())?;
+                    let full = self.stage(files, &piece, slot, &common)?;
                     ring.give_full(full);
                     left = rest.filter(|_| piece.is_in_order);
                 }
             }
+            guard.disarm();
             Ok(())
         })
     }

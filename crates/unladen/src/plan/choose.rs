@@ -92,7 +92,8 @@ impl<'a> Request<'a> {
     /// The plan with the least work among those that fit; if there is none, the error of the way that comes nearest.
     fn fastest(&self) -> Result<LoadPlan> {
         // A file that shrinks while it is mapped kills the process: nobody's choice but the caller's.
-        let may_map = self.options.intent == Intent::ReadOnly;
+        // To a GPU everything is copied, and faster from a file that is read.
+        let may_map = self.options.intent == Intent::ReadOnly && !self.is_for_gpus();
         // What is packed cannot be mapped: to copy the rest from a mapping is `stream` with more work.
         let is_packed = self.checkpoint.n_packed() > 0;
         let suits = |it: &Strategy| match it {
@@ -264,7 +265,10 @@ impl<'a> Request<'a> {
             let tensor = self.largest_on(device);
             Err(over(self.checkpoint, limit, &what, tensor, needed_bytes, most_bytes))
         };
-        let needed = || plan.predicted.device_bytes.iter();
+        // What a load to GPUs leaves on the host is no device's.
+        let is_for_gpus = self.is_for_gpus();
+        let is_meant = move |(device, _): &(Device, u64)| !is_for_gpus || *device != Device::Host;
+        let needed = || plan.predicted.device_bytes.iter().filter(is_meant);
         // One budget for each: what the neediest device needs is what does.
         let budget_bytes = self.options.device_budget_bytes;
         if let Some((device, needed_bytes)) = needed().max_by_key(|(_, bytes)| *bytes)
