@@ -7,8 +7,7 @@ use serde_json::Value;
 use std::{
     env,
     ffi::OsString,
-    fs,
-    panic,
+    fs, panic,
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
     thread,
