@@ -7,9 +7,11 @@ use serde_json::Value;
 use std::{
     env,
     ffi::OsString,
-    fs,
+    fs, panic,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{self, Command, Stdio},
+    thread,
+    time::Duration,
 };
 use tempfile::TempDir;
 
@@ -17,6 +19,9 @@ use tempfile::TempDir;
 const TEST: &str = "UNLADEN_TEST_OVER_FAKE_CUDA";
 const CONTROL: &str = "FAKE_CUDA_CONTROL";
 const REPORT: &str = "FAKE_CUDA_REPORT";
+
+/// A second process takes seconds, on a slow machine minutes. One that takes longer waits for what never comes.
+const HANGS: Duration = Duration::from_secs(900);
 
 /// A fake driver, and a folder to talk to it by.
 pub(crate) struct Fake {
@@ -48,12 +53,31 @@ impl Fake {
     pub(crate) fn over(test: &str, look: impl FnOnce(&Report)) -> Option<Fake> {
         if env::var_os(TEST).is_some_and(|it| it == test) {
             let path = |name| PathBuf::from(env::var_os(name).unwrap());
-            return Some(Fake { control: path(CONTROL), report: path(REPORT), library: None, _folder: None });
+            let fake = Fake { control: path(CONTROL), report: path(REPORT), library: None, _folder: None };
+            fake.end_in_any_case(test);
+            return Some(fake);
         }
         let fake = Fake::new()?;
         run_again(test, fake.set_up(&mut Command::new(env::current_exe().unwrap())));
         look(&fake.report());
         None
+    }
+
+    /// A test that fails does so in words, and does not wait for ever, for work that the driver was told to hold, or for what
+    /// the code under test forgot.
+    #[allow(clippy::print_stderr)]
+    fn end_in_any_case(&self, test: &str) {
+        let (control, test) = (self.control.clone(), test.to_owned());
+        let print = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            print(panic);
+            let _ = fs::write(&control, "");
+        }));
+        thread::spawn(move || {
+            thread::sleep(HANGS);
+            eprintln!("{test} hangs");
+            process::abort();
+        });
     }
 
     /// Has a program find the driver.

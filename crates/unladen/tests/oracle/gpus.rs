@@ -3,14 +3,25 @@
 
 use crate::{
     checkpoint::Case,
+    expected,
     fake_driver::{Fake, Report, is_second, run_again},
+    faulty::{Before, Fault},
     run::{self, Spread, Watched, Way},
     seeds, some_ways,
 };
-use std::{collections::BTreeMap, env, process::Command, str::FromStr as _, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    env,
+    fs::{self, OpenOptions},
+    io::Write as _,
+    process::Command,
+    str::FromStr as _,
+    sync::Arc,
+};
 use unladen::{
     Casts, DType, Device, Error, LoadPlan, Machine, OpenCheckpoint, PlanOptions, Progress, RunOptions,
     Strategy,
+    destination::Bytes,
     memory::{Held, Ledger},
     tensor::Layout,
 };
@@ -89,6 +100,16 @@ fn load_counted(
     })
 }
 
+/// The tensors of [`everything`] are the oracle's.
+fn assert_right(case: &Case, found: &BTreeMap<String, Vec<u8>>) {
+    for (tensor, bytes) in case.tensors.iter().zip(expected::resolved(case)) {
+        let from = tensor.layout.dtype();
+        let to = if tensor.name == "plain.1" { DType::F32 } else { from };
+        let bytes = expected::cast(from, to, &bytes.unwrap());
+        assert!(expected::are_equal(to, from != to, &found[&tensor.name], &bytes), "{}", tensor.name);
+    }
+}
+
 /// Strategies, by name, each in a process of its own: the driver's peaks are those of the process.
 #[test]
 fn what_the_driver_gave_at_most_is_what_was_predicted_to_the_byte() {
@@ -106,6 +127,11 @@ fn what_the_driver_gave_at_most_is_what_was_predicted_to_the_byte() {
             let predicted_bytes = plan.predicted().device_bytes.get(Device::Cuda(ordinal));
             assert!(predicted_bytes > 1_000_000, "{predicted_bytes} bytes on cuda:{ordinal}");
             assert_eq!(asked["peak"], predicted_bytes, "{strategy} on cuda:{ordinal}");
+        }
+        let seen = open.run(&plan, RunOptions::default()).unwrap().gpus.driver_peak_bytes;
+        for ordinal in [0, 1] {
+            let taken = &fake.report().0["gpus"][ordinal as usize]["taken_bytes"];
+            assert_eq!(taken["peak"], seen.get(Device::Cuda(ordinal)), "{strategy} on cuda:{ordinal}");
         }
         return;
     }
@@ -135,6 +161,7 @@ fn what_the_driver_does_not_take_back_spoils_no_load() {
     let way = Way::OnGpus(Strategy::Stream, Spread::Several, false);
     let open = case.open();
     let right = load(&case, &open, &plan(&open, way)).unwrap();
+    assert_right(&case, &right);
     for function in GIVES_BACK {
         fake.tell(&format!("fail {function} 1 999 2"));
         let open = case.open();
@@ -165,6 +192,7 @@ fn every_call_that_fails_is_a_typed_error_that_leaves_nothing() {
             let open = case.open();
             load(&case, &open, &plan(&open, way)).unwrap()
         };
+        assert_right(&case, &right);
         let every = strategy == Strategy::Stream;
         for (function, after) in calls().into_iter().filter(|(it, _)| !GIVES_BACK.contains(&&**it)) {
             let n_calls = after - before.get(&function).copied().unwrap_or(0);
@@ -271,6 +299,108 @@ fn a_load_that_is_cancelled_leaves_nothing_on_the_gpu() {
 }
 
 #[test]
+fn a_disk_that_fails_and_a_file_that_changes_end_the_load_and_leave_nothing() {
+    let name = "gpus::a_disk_that_fails_and_a_file_that_changes_end_the_load_and_leave_nothing";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    fake.tell("delay_us 300");
+    let case = everything();
+    let file = case.paths[0].clone();
+    let grows = move |number, _, _| {
+        if number == 3 {
+            let file = OpenOptions::new().append(true).open(&file);
+            file.and_then(|mut it| it.write_all(b"more")).unwrap();
+        }
+    };
+    let panics = |number, _, _| assert!(number != 3, "as it was told to");
+    let nothing: Before = Arc::new(|_, _, _| {});
+    let faults = [
+        (Fault::BrokenAt(0), Arc::clone(&nothing), "Io"),
+        (Fault::BrokenAt(4_000_000), Arc::clone(&nothing), "Io"),
+        (Fault::EndsAt(5_500_000), Arc::clone(&nothing), "Corrupt"),
+        (Fault::Short(usize::MAX), Arc::new(panics), "Panicked"),
+        (Fault::Short(usize::MAX), Arc::new(grows), "Mismatch"),
+    ];
+    for strategy in [Strategy::Stream, Strategy::Naive] {
+        for (fault, before, kind) in &faults {
+            let open = case.open_with(*fault, Arc::clone(before));
+            let plan = plan(&open, Way::OnGpus(strategy, Spread::One, false));
+            let error = load(&case, &open, &plan).unwrap_err();
+            assert_eq!(error.kind(), *kind, "{strategy}, {fault:?}: {error}");
+            let report = fake.report();
+            let live = ["memory", "registrations", "streams", "events", "modules"].map(|it| report.live(it));
+            assert_eq!(live, [0; 5], "{strategy}, {fault:?}");
+            fs::write(&case.paths[0], &case.bytes[0]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn nothing_else_of_the_host_comes_to_the_gpu_between_tensors() {
+    const VALUE: u8 = 0x5A;
+    let name = "gpus::nothing_else_of_the_host_comes_to_the_gpu_between_tensors";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    // First what leaves no gaps, so that every staging buffer has been full when those come that do.
+    let mut case = Case::of_files(vec![vec![VALUE; 5 << 20]]);
+    case.add_storage(0, 0, 4 << 20, false);
+    case.add_storage(0, 4 << 20, 1 << 20, false);
+    for (storage, n_tensors, len_bytes) in [(0, 1024u64, 4096u64), (1, 4000, 100)] {
+        for number in 0..n_tensors {
+            let layout = Layout::strided(DType::U8, &[len_bytes], &[1], number * len_bytes).unwrap();
+            case.add_tensor(&format!("{len_bytes}.{number}"), layout, storage);
+        }
+    }
+    let open = case.open();
+    let plan = plan(&open, Way::OnGpus(Strategy::Stream, Spread::One, false));
+    fake.tell("delay_us 1000");
+    let loaded = open.run(&plan, RunOptions::default()).unwrap();
+    let mut between = BTreeMap::new();
+    for (_, view) in loaded.state.iter() {
+        let Bytes::OnGpu { memory, start_byte, len_bytes } = view.bytes else { panic!("on the host") };
+        let bytes = between.entry(memory.address()).or_insert_with(|| {
+            let mut bytes = vec![0; memory.len_bytes() as usize];
+            memory.read(0, &mut bytes).unwrap();
+            bytes
+        });
+        let tensor = &mut bytes[start_byte as usize..][..len_bytes as usize];
+        assert!(tensor.iter().all(|it| *it == VALUE));
+        tensor.fill(0);
+    }
+    let between: Vec<u8> = between.into_values().flatten().collect();
+    assert!(between.len() > 5_000_000 && !between.contains(&VALUE));
+}
+
+#[test]
+fn buffers_of_elements_to_be_widened_do_not_meet_in_the_scratch() {
+    let name = "gpus::buffers_of_elements_to_be_widened_do_not_meet_in_the_scratch";
+    let look = |report: &Report| {
+        report.assert_clean();
+        assert_eq!(report.0["copies"]["peak_in_flight"], 2);
+    };
+    let Some(fake) = Fake::over(name, look) else { return };
+    let mut case = Case::of_files(vec![(0..4_000_000u32).map(|it| (it / 977 % 251) as u8).collect()]);
+    case.add_storage(0, 0, 4_000_000, false);
+    case.add_tensor("plain.1", Layout::contiguous(DType::F16, &[2_000_000]).unwrap(), 0);
+    let open = case.open();
+    let plan = plan(&open, Way::OnGpus(Strategy::Stream, Spread::One, false));
+    fake.tell("hold on");
+    let found = std::thread::scope(|scope| {
+        let found = scope.spawn(|| load(&case, &open, &plan));
+        // Two arrive together, before anything is done with the first.
+        let is_waiting =
+            || fake.has_report() && fake.report().0["copies"]["peak_in_flight"].as_u64() >= Some(2);
+        while !is_waiting() && !found.is_finished() {
+            std::thread::yield_now();
+        }
+        fake.tell("");
+        found.join().unwrap().unwrap()
+    });
+    assert_right(&case, &found);
+    // And however late they come, there is no third.
+    fake.tell("delay_us 2000");
+    assert_right(&case, &load(&case, &open, &plan).unwrap());
+}
+
+#[test]
 fn without_pinned_memory_the_same_bytes_come_and_it_is_said() {
     let name = "gpus::without_pinned_memory_the_same_bytes_come_and_it_is_said";
     let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
@@ -304,7 +434,7 @@ fn tensors_lie_on_their_devices_aligned_and_together_or_apart() {
                 _ => Device::Cuda(0),
             };
             assert_eq!(view.bytes.device(), device, "{name}");
-            if let unladen::destination::Bytes::OnGpu { memory, start_byte, .. } = view.bytes {
+            if let Bytes::OnGpu { memory, start_byte, .. } = view.bytes {
                 assert!((memory.address() + start_byte).is_multiple_of(256), "{name}");
                 assert_eq!(view.host_bytes().unwrap_err().kind(), "Device");
             }
