@@ -30,7 +30,7 @@ struct Outcome {
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     // Before gigabytes are saved for a GPU that is not there. Let go of again: the loads are other processes.
     if let Device::Cuda(ordinal) = args.device {
-        drop(Context::open(ordinal)?);
+        Context::open(ordinal)?;
     }
     let mut bench = Workbench::new(args.dir.clone())?;
     let path = match &args.file {
