@@ -109,7 +109,7 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<(StateDict<'a>, Used
                 let (rooms, paths) = (*rooms, plan.io());
                 let upload = Upload { staging, rooms, scratch, reads, paths, n_threads };
                 let is_pinned = upload.run(&mut slots, io)?;
-                gpus.used.is_pinned &= is_pinned;
+                gpus.used.is_pinned = Some(is_pinned && gpus.used.is_pinned.unwrap_or(true));
             }
             Step::Populate { slot, ranges } => copy::populate(*slot, ranges, &slots, n_threads, io)?,
             Step::Copy(copy) => copy::copy(copy, &mut slots, n_threads, io)?,

@@ -65,7 +65,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     row.device_peak_bytes = loaded.peaks.device_bytes.total_bytes();
     row.devices = device_rows(&plan, &loaded);
     row.is_mapped = loaded.state.is_mapped();
-    row.is_pinned = plan.is_for_gpus().then_some(loaded.gpus.is_pinned);
+    row.is_pinned = loaded.gpus.is_pinned;
     if !contexts.is_empty() {
         row.context_s = Some(context_s);
         row.context_host_anon_bytes = Some(of_contexts.peak_anon_bytes);

@@ -5,7 +5,7 @@ use crate::{
     cuda::{Context, Memory},
     destination::Arena,
     device::{Device, PerDevice},
-    error::Result,
+    error::{Fault, Result},
     memory::Reservation,
     plan::Copy,
 };
@@ -20,8 +20,8 @@ pub struct UsedGpus {
     /// By how much the driver's free memory shrank at most, the driver's own rounding and whatever others took meanwhile
     /// included.
     pub driver_peak_bytes: PerDevice,
-    /// All staging was pinned. What is not comes as well, only slower.
-    pub is_pinned: bool,
+    /// All staging was pinned; `None`: there was none. What is not pinned comes as well, only slower.
+    pub is_pinned: Option<bool>,
 }
 
 /// What is copied from the host at a time: a cancel waits for no more.
@@ -36,7 +36,7 @@ pub(super) struct Gpus<'r> {
 
 impl<'r> Gpus<'r> {
     pub(super) fn new(open: OpenGpu<'r>) -> Gpus<'r> {
-        let used = UsedGpus { driver_peak_bytes: PerDevice::default(), is_pinned: true };
+        let used = UsedGpus { driver_peak_bytes: PerDevice::default(), is_pinned: None };
         Gpus { open, opened: HashMap::new(), used }
     }
 
@@ -73,6 +73,11 @@ fn copy_with(copy: &Copy, slots: &Slots<'_>, staging: Option<&mut Arena<'_>>, io
     let arena = |slot: crate::plan::SlotId| slots[slot.0 as usize].as_ref().ok_or_else(|| missing(slot));
     let (source, target) = (arena(from.slot)?, arena(to.slot)?);
     let Arena::Cuda(target) = target else { return Err(missing(to.slot)) };
+    if copy.change.is_some() {
+        return Err(
+            Fault::new("a plan that changes elements before they are copied to a GPU", "a change").mismatch()
+        );
+    }
     if let Arena::Cuda(source) = source {
         target.copy_from(to.start_byte, source, from.start_byte, from.len_bytes)?;
         io.progress.add(from.len_bytes);

@@ -411,10 +411,10 @@ fn without_pinned_memory_the_same_bytes_come_and_it_is_said() {
     let open = case.open();
     let plan = plan(&open, Way::OnGpus(Strategy::Stream, Spread::Several, false));
     let right = load(&case, &open, &plan).unwrap();
-    assert!(open.run(&plan, RunOptions::default()).unwrap().gpus.is_pinned);
+    assert_eq!(open.run(&plan, RunOptions::default()).unwrap().gpus.is_pinned, Some(true));
     fake.tell("pinnable 0");
     assert!(load(&case, &open, &plan).unwrap() == right);
-    assert!(!open.run(&plan, RunOptions::default()).unwrap().gpus.is_pinned);
+    assert_eq!(open.run(&plan, RunOptions::default()).unwrap().gpus.is_pinned, Some(false));
 }
 
 #[test]
