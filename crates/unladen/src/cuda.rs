@@ -47,12 +47,30 @@ pub struct Gpu {
 pub struct SlotCopy<'m> {
     /// Where they start in the slot.
     pub slot_byte: u64,
-    /// How many.
+    /// How many; of one line, if there are several.
     pub len_bytes: u64,
     /// The memory that they go to.
     pub target: &'m Memory,
     /// Where they start in it.
     pub target_byte: u64,
+    /// More of the same, at equal distances.
+    pub lines: Lines,
+}
+
+/// How often equally long runs of bytes are copied, and how far from each other they lie. Lines do not overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lines {
+    /// How many there are.
+    pub count: u64,
+    /// From the start of one to the start of the next, in the slot.
+    pub slot_step_bytes: u64,
+    /// The same on the device.
+    pub target_step_bytes: u64,
+}
+
+impl Lines {
+    /// A single one.
+    pub const ONE: Lines = Lines { count: 1, slot_step_bytes: 0, target_step_bytes: 0 };
 }
 
 /// What a kernel is given for a parameter.

@@ -114,7 +114,7 @@ impl LoadPlan {
         for read in self.steps.iter().flat_map(Step::reads) {
             let gathers = match &read.way {
                 Way::Gather(gathers) => &gathers[..],
-                _ => &[],
+                Way::Plain | Way::Elements(_) | Way::Parts(_) | Way::Boxes(_) => &[],
             };
             for file in gathers.iter().map(|it| it.file).chain([read.file]) {
                 is_read[file.0 as usize] = true;

@@ -1,10 +1,12 @@
 //! A tensor as data: its name, its layout and where its bytes are. No I/O.
 
 mod block;
+mod boxes;
 mod gather;
 mod layout;
 
 pub use block::{Axis, Block, Parts, Side, Window};
+pub use boxes::Boxes;
 pub(crate) use layout::spilled_bytes;
 pub use layout::{Dims, Layout, MAX_DIMS};
 

@@ -9,7 +9,7 @@ use fake_driver::{Fake, Report, is_second, run_again};
 use std::{collections::VecDeque, env, mem, path::Path, process::Command, sync::Arc, thread};
 use unladen::{
     Device, Error,
-    cuda::{Context, InFlight, Memory, Slot, SlotCopy, Upload, gpus, has_driver},
+    cuda::{Context, InFlight, Lines, Memory, Slot, SlotCopy, Upload, gpus, has_driver},
     memory::{HostBuffer, Ledger, Reservation, Space},
 };
 
@@ -46,7 +46,7 @@ fn read(memory: &Memory, start_byte: u64, len_bytes: u64) -> Vec<u8> {
 
 /// All of a slot, to a place in memory.
 fn whole(target: &Memory, target_byte: u64) -> SlotCopy<'_> {
-    SlotCopy { slot_byte: 0, len_bytes: SLOT_BYTES, target, target_byte }
+    SlotCopy { slot_byte: 0, len_bytes: SLOT_BYTES, target, target_byte, lines: Lines::ONE }
 }
 
 fn message(error: &Error) -> String {
@@ -228,8 +228,9 @@ fn what_lies_outside_is_refused_before_the_driver_hears_of_it() {
         (0, u64::MAX, 2),
         (0, 50, 51),
     ] {
-        let right = SlotCopy { slot_byte: 0, len_bytes: 100, target: &one, target_byte: 0 };
-        let wrong = SlotCopy { slot_byte, len_bytes, target: &one, target_byte };
+        let right =
+            SlotCopy { slot_byte: 0, len_bytes: 100, target: &one, target_byte: 0, lines: Lines::ONE };
+        let wrong = SlotCopy { slot_byte, len_bytes, target: &one, target_byte, lines: Lines::ONE };
         let error = upload.submit(slot(&context, 1), &[right, wrong]).unwrap_err();
         assert!(message(&error).contains("lie outside"), "{error}");
     }
@@ -254,7 +255,7 @@ fn no_bytes_are_no_memory_of_the_driver() {
     assert!(empty.write(0, &[1]).is_err());
     let mut slot = Slot::new(buffer(0), std::slice::from_ref(&context)).unwrap();
     assert!(!slot.is_pinned() && slot.as_mut_slice().is_empty());
-    let copy = SlotCopy { slot_byte: 0, len_bytes: 0, target: &empty, target_byte: 0 };
+    let copy = SlotCopy { slot_byte: 0, len_bytes: 0, target: &empty, target_byte: 0, lines: Lines::ONE };
     let slot = Upload::new(&context).unwrap().submit(slot, &[copy]).unwrap().wait().unwrap();
     assert!(slot.as_slice().is_empty());
 }
@@ -299,9 +300,9 @@ fn a_slot_in_flight_comes_back_when_its_bytes_have_arrived() {
     fake.tell("hold on");
     let half = SLOT_BYTES / 2;
     let copies = [
-        SlotCopy { slot_byte: 0, len_bytes: half, target: &other, target_byte: half },
-        SlotCopy { slot_byte: 9, len_bytes: 0, target: &one, target_byte: 3 },
-        SlotCopy { slot_byte: half, len_bytes: half, target: &one, target_byte: 0 },
+        SlotCopy { slot_byte: 0, len_bytes: half, target: &other, target_byte: half, lines: Lines::ONE },
+        SlotCopy { slot_byte: 9, len_bytes: 0, target: &one, target_byte: 3, lines: Lines::ONE },
+        SlotCopy { slot_byte: half, len_bytes: half, target: &one, target_byte: 0, lines: Lines::ONE },
     ];
     let in_flight = upload.submit(slot, &copies).unwrap();
     assert!(!in_flight.is_done().unwrap());
@@ -429,7 +430,13 @@ fn a_submission_that_fails_leaves_nothing_in_flight() {
     let context = context(0);
     let target = memory(&context, SLOT_BYTES);
     let upload = Upload::new(&context).unwrap();
-    let part = |slot_byte| SlotCopy { slot_byte, len_bytes: 1000, target: &target, target_byte: slot_byte };
+    let part = |slot_byte| SlotCopy {
+        slot_byte,
+        len_bytes: 1000,
+        target: &target,
+        target_byte: slot_byte,
+        lines: Lines::ONE,
+    };
     let parts = [part(0), part(1000), part(5000)];
     for (failing, words) in [
         ("fail cuEventCreate 1 2", "cuEventCreate: CUDA_ERROR_OUT_OF_MEMORY ("),

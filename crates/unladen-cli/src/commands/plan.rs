@@ -187,7 +187,7 @@ fn how(n_buffers: usize, chunk_bytes: u64, is_placed: bool, reads: &[Read]) -> S
         (count(&|it| matches!(it, Way::Elements(change) if !change.is_nothing())), "changed"),
         (count(&|it| matches!(it, Way::Parts(parts) if !is_changed(parts))), "of several tensors"),
         (count(&|it| matches!(it, Way::Parts(parts) if is_changed(parts))), "of several tensors, changed"),
-        (count(&|it| matches!(it, Way::Gather(_))), "brought into order"),
+        (count(&|it| matches!(it, Way::Gather(_) | Way::Boxes(_))), "brought into order"),
     ];
     let kinds = kinds.iter().filter(|(n, _)| *n > 0).map(|(n, kind)| format!("{n} {kind}"));
     let mut words = format!("reads: {}", kinds.collect::<Vec<_>>().join(", "));

@@ -180,7 +180,7 @@ impl<'p> Stream<'p> {
                 let n_elems = if n_elems > CUT_ELEMS { n_elems / CUT_ELEMS * CUT_ELEMS } else { n_elems };
                 (n_elems * change.from.size_bytes(), n_elems * change.to.size_bytes())
             }
-            Way::Parts(_) | Way::Gather(_) => (left_bytes, target.len() as u64),
+            Way::Parts(_) | Way::Gather(_) | Way::Boxes(_) => (left_bytes, target.len() as u64),
         };
         let (mine, len_bytes, rest) = if len_bytes >= left_bytes {
             // Whatever room there is behind the last bytes is theirs.

@@ -11,13 +11,13 @@ use super::{
     worker::{Common, Files, Read as FileRead, Staging, convert, fill, too_small},
 };
 use crate::{
-    cuda::{self, Context, GpuCasts, InFlight, Memory, SlotCopy},
+    cuda::{self, Context, GpuCasts, InFlight, Lines, Memory, SlotCopy},
     destination::Arena,
     error::Result,
     io_path::IoPath,
     memory::{PAGE_BYTES, staging_bytes},
-    plan::{Change, Read, Rooms, SlotId, Span, Way},
-    tensor::FileId,
+    plan::{Change, Gather, Read, Rooms, SlotId, Span, Way},
+    tensor::{Block, FileId},
 };
 use smallvec::SmallVec;
 use std::{collections::VecDeque, ops::Range, thread};
@@ -43,8 +43,17 @@ struct Full {
     /// Of the buffer.
     range: Range<usize>,
     target: Span,
-    /// The GPU widens them.
-    widen: Option<Change>,
+    finish: Finish,
+}
+
+/// What a GPU does with what it fetches.
+enum Finish {
+    /// It stays as it is.
+    Nothing,
+    /// Elements are made wider.
+    Widen(Change),
+    /// Runs of bytes are put where they belong: the source is the buffer's range, the target the span.
+    Scatter(Block),
 }
 
 /// A GPU that something is read to.
@@ -192,7 +201,9 @@ impl Upload<'_> {
                 Next::Full(full) => {
                     // Both halves of the scratch are in use: the first must be free again.
                     let is_widened = |it: &&Flight| it.widen.is_some();
-                    while full.widen.is_some() && flights.iter().filter(is_widened).count() >= 2 {
+                    while matches!(full.finish, Finish::Widen(_))
+                        && flights.iter().filter(is_widened).count() >= 2
+                    {
                         land(&mut flights, ring, gpus, slots)?;
                     }
                     flights.push_back(self.submit(full, gpus, slots)?);
@@ -208,17 +219,27 @@ impl Upload<'_> {
     }
 
     fn submit(&self, full: Full, gpus: &mut [Gpu<'_>], slots: &Slots<'_>) -> Result<Flight> {
-        let Full { slot, range, target, widen } = full;
+        let Full { slot, range, target, finish } = full;
         let to = memory(slots, target.slot)?;
         let gpu =
             gpus.iter().position(|it| it.ordinal == to.ordinal()).ok_or_else(|| missing(target.slot))?;
         let (number, Gpu { upload, scratch, n_widened, .. }) = (gpu, &mut gpus[gpu]);
         let len_bytes = range.len() as u64;
+        let slot_byte = range.start as u64;
         let copy =
-            |target, target_byte| SlotCopy { slot_byte: range.start as u64, len_bytes, target, target_byte };
-        let Some(change) = widen else {
-            let in_flight = upload.submit(slot, &[copy(to, target.start_byte)])?;
-            return Ok(Flight { in_flight, widen: None });
+            |target, target_byte| SlotCopy { slot_byte, len_bytes, target, target_byte, lines: Lines::ONE };
+        let change = match finish {
+            Finish::Nothing => {
+                let in_flight = upload.submit(slot, &[copy(to, target.start_byte)])?;
+                return Ok(Flight { in_flight, widen: None });
+            }
+            Finish::Scatter(mut block) => {
+                block.source_byte += slot_byte;
+                block.target_byte += target.start_byte;
+                let in_flight = upload.submit(slot, &copies_of(&block, to))?;
+                return Ok(Flight { in_flight, widen: None });
+            }
+            Finish::Widen(change) => change,
         };
         let (_, scratch) = scratch.as_ref().ok_or_else(|| missing(target.slot))?;
         let scratch_byte = *n_widened % 2 * self.rooms.chunk_bytes;
@@ -236,7 +257,7 @@ impl Upload<'_> {
         mut slot: cuda::Slot,
         common: &Common<'_>,
     ) -> Result<Full> {
-        let Piece { file, start_byte, len_bytes, target, way, .. } = *piece;
+        let Piece { file, start_byte, len_bytes, target, way, number, .. } = *piece;
         let source_room = staging_bytes(self.rooms.chunk_bytes) as usize;
         let cast_room = self.rooms.cast_bytes as usize;
         let buffer = slot.as_mut_slice();
@@ -282,21 +303,38 @@ impl Upload<'_> {
             }
             Way::Gather(gathers) => {
                 Staging { source, cast }.gathers(files, gathers, laid_out?, common)?;
-                return Ok(Full { slot, range: from_room, target, widen: None });
+                return Ok(Full { slot, range: from_room, target, finish: Finish::Nothing });
+            }
+            Way::Boxes(gather) => {
+                let boxes = gather.boxes(self.rooms.chunk_bytes);
+                let (block, scatter) = boxes.get(number).ok_or_else(too_small)?.by_way_of_a_buffer();
+                let range = from_room.start..from_room.start + block.len_bytes() as usize;
+                let room = room.get_mut(..range.len()).ok_or_else(too_small)?;
+                let gather = Gather { block, ..**gather };
+                Staging { source, cast }.gathers(files, &[gather], room, common)?;
+                return Ok(Full { slot, range, target, finish: Finish::Scatter(scatter) });
             }
         };
         common.io.progress.add(len_bytes);
         read.file.check_unchanged()?;
-        let widen = match way {
-            Way::Elements(change) => Some(*change).filter(Change::widens),
-            _ => None,
+        let finish = match way {
+            Way::Elements(change) if change.widens() => Finish::Widen(*change),
+            _ => Finish::Nothing,
         };
-        Ok(Full { slot, range, target, widen })
+        Ok(Full { slot, range, target, finish })
     }
 
     /// The next piece of a read, and what is left of it.
     fn cut<'p>(&self, cut: Cut<'p>) -> (Piece<'p>, Option<Cut<'p>>) {
-        let Cut { read, done_bytes, target } = cut;
+        let Cut { read, number, done_bytes, target } = cut;
+        let Read { file, ref way, is_in_order, .. } = *read;
+        if let Way::Boxes(gather) = way {
+            let boxes = gather.boxes(self.rooms.chunk_bytes);
+            let piece =
+                Piece { file, start_byte: gather.start_byte, len_bytes: 0, target, way, number, is_in_order };
+            let next = Cut { number: number + 1, ..cut };
+            return (piece, (next.number < boxes.count()).then_some(next));
+        }
         let left_bytes = read.len_bytes - done_bytes;
         let start_byte = read.start_byte + done_bytes;
         let chunk_bytes = self.rooms.chunk_bytes.max(1);
@@ -311,7 +349,7 @@ impl Upload<'_> {
                 let n_elems = if n_elems > CUT_ELEMS { n_elems / CUT_ELEMS * CUT_ELEMS } else { n_elems };
                 (n_elems * change.from.size_bytes(), n_elems * change.to.size_bytes())
             }
-            Way::Parts(_) | Way::Gather(_) => (left_bytes, target.len_bytes),
+            Way::Parts(_) | Way::Gather(_) | Way::Boxes(_) => (left_bytes, target.len_bytes),
         };
         let is_all = len_bytes >= left_bytes;
         let (len_bytes, target_bytes) = if is_all {
@@ -323,10 +361,9 @@ impl Upload<'_> {
         let rest = (!is_all).then(|| {
             let start_byte = target.start_byte + target_bytes;
             let target = Span { start_byte, len_bytes: target.len_bytes - target_bytes, ..target };
-            Cut { read, done_bytes: done_bytes + len_bytes, target }
+            Cut { number: number + 1, done_bytes: done_bytes + len_bytes, target, ..cut }
         });
-        let Read { file, ref way, is_in_order, .. } = *read;
-        (Piece { file, start_byte, len_bytes, target: mine, way, is_in_order }, rest)
+        (Piece { file, start_byte, len_bytes, target: mine, way, number, is_in_order }, rest)
     }
 }
 
@@ -335,6 +372,32 @@ fn memory<'s>(slots: &'s Slots<'_>, slot: SlotId) -> Result<&'s Memory> {
         Some(Arena::Cuda(memory)) => Ok(memory),
         _ => Err(missing(slot)),
     }
+}
+
+/// The copies of a block from a slot to a GPU. The axis with the most steps is a copy's lines; the others are walked.
+fn copies_of<'m>(block: &Block, target: &'m Memory) -> Vec<SlotCopy<'m>> {
+    let mut outer = block.axes.clone();
+    let longest = (0..outer.len()).max_by_key(|&it| outer[it].len);
+    let lines = longest.map(|it| outer.remove(it)).map_or(Lines::ONE, |axis| Lines {
+        count: axis.len,
+        slot_step_bytes: axis.source_step_bytes,
+        target_step_bytes: axis.target_step_bytes,
+    });
+    let whole = SlotCopy {
+        slot_byte: block.source_byte,
+        len_bytes: block.run_bytes,
+        target,
+        target_byte: block.target_byte,
+        lines,
+    };
+    outer.iter().fold(vec![whole], |copies, axis| {
+        let along = |copy: &SlotCopy<'m>, step: u64| SlotCopy {
+            slot_byte: copy.slot_byte + step * axis.source_step_bytes,
+            target_byte: copy.target_byte + step * axis.target_step_bytes,
+            ..*copy
+        };
+        copies.iter().flat_map(|copy| (0..axis.len).map(|step| along(copy, step))).collect()
+    })
 }
 
 /// Waits for what was handed over first, gives its buffer back, and has it widened if it is to be.
@@ -358,15 +421,19 @@ struct Piece<'p> {
     /// Of the file.
     start_byte: u64,
     len_bytes: u64,
+    /// Where it goes; of a box, where all of them go.
     target: Span,
     way: &'p Way,
+    /// How many pieces of the read come before it.
+    number: u64,
     is_in_order: bool,
 }
 
-/// A read of which the first bytes are taken: how many, and what is left of its target.
+/// A read of which the first pieces are taken: how many, how many bytes, and what is left of its target.
 #[derive(Clone, Copy)]
 struct Cut<'p> {
     read: &'p Read,
+    number: u64,
     done_bytes: u64,
     target: Span,
 }
@@ -404,6 +471,6 @@ impl<'p> Cutter<'p> {
     fn begin(&mut self) -> Option<Cut<'p>> {
         let (read, rest) = self.reads.split_first()?;
         self.reads = rest;
-        Some(Cut { read, done_bytes: 0, target: read.target })
+        Some(Cut { read, number: 0, done_bytes: 0, target: read.target })
     }
 }

@@ -105,6 +105,9 @@ impl<'s> Worker<'s> {
             Way::Elements(change) => self.staging.elements(&place, change, target, placing)?,
             Way::Parts(parts) => self.staging.parts(&place, parts, target)?,
             Way::Gather(gathers) => return self.staging.gathers(&mut self.files, gathers, target, common),
+            Way::Boxes(gather) => {
+                return self.staging.gathers(&mut self.files, std::slice::from_ref(gather), target, common);
+            }
         }
         common.io.progress.add(len_bytes);
         // Files of a large folder do not stay open until the end of the load.

@@ -2,11 +2,12 @@
 //!
 //! Each tensor is aligned by itself, so nothing lies like in the file: a large tensor is copied from where it was read to,
 //! small neighbours are read together and brought into place in the staging buffer, so that one copy takes them all.
+//! What the file holds in another order comes in the file's order, and each copy puts lines where they belong.
 
 use super::{
     items::{Item, place_of, plain_run},
-    place::{MAX_GAP_BYTES, Place, gather, is_in_order},
-    steps::{Part, Read, SlotId, Span, Way},
+    place::{MAX_GAP_BYTES, Place, gather, gather_piece, is_in_order},
+    steps::{Change, Gather, Part, Read, SlotId, Span, Way},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -91,19 +92,12 @@ fn push(
     chunk_bytes: u64,
 ) -> Result<()> {
     let Some(run) = plain_run(checkpoint, item) else {
-        let elem_bytes = item.layout.dtype().size_bytes();
-        let mut start_byte = target.start_byte;
-        for window in Window::in_order(item.layout.shape(), chunk_bytes / elem_bytes) {
-            let len_bytes = window.shape.iter().product::<u64>() * elem_bytes;
-            reads.extend(gather(checkpoint, item, &window, Span { start_byte, len_bytes, ..target })?);
-            start_byte += len_bytes;
-        }
-        return Ok(());
+        return push_strided(reads, checkpoint, item, target, chunk_bytes);
     };
     let small_bytes = SMALL_BYTES.min(chunk_bytes);
     let (file, start_byte, len_bytes) = (run.file, run.start_byte, run.len_bytes);
     if len_bytes > small_bytes || target.len_bytes > small_bytes {
-        let way = if run.change.is_nothing() { Way::Plain } else { Way::Elements(run.change) };
+        let way = as_is(run.change);
         let is_in_order = is_in_order(checkpoint, file, &way);
         reads.push(Read { file, start_byte, len_bytes, target, way, is_in_order });
         return Ok(());
@@ -136,13 +130,49 @@ fn push(
     Ok(())
 }
 
+/// Adds the reads of an item whose elements stand in another order, or in several places: one if a staging buffer holds it.
+fn push_strided(
+    reads: &mut Vec<Read>,
+    checkpoint: &Checkpoint,
+    item: &Item,
+    target: Span,
+    chunk_bytes: u64,
+) -> Result<()> {
+    let whole = Window::whole(item.layout.shape());
+    if item.len_bytes() <= chunk_bytes {
+        reads.extend(gather(checkpoint, item, &whole, target)?);
+        return Ok(());
+    }
+    for piece in checkpoint.pieces(item.tensor) {
+        let Some(gather) = gather_piece(checkpoint, item, &piece, &whole)? else { continue };
+        let Gather { file, start_byte, ref block, change } = gather;
+        let len_bytes = change.source_bytes(block.len_bytes());
+        // Rows of a tensor that is cut by rows lie together on both sides.
+        let (way, target) = match block.axes.is_empty() {
+            true => {
+                let start_byte = target.start_byte + block.target_byte;
+                (as_is(change), Span { start_byte, len_bytes: block.len_bytes(), ..target })
+            }
+            false => (Way::Boxes(Box::new(gather)), target),
+        };
+        let is_in_order = is_in_order(checkpoint, file, &way);
+        reads.push(Read { file, start_byte, len_bytes, target, way, is_in_order });
+    }
+    Ok(())
+}
+
+/// The way of elements that stand together on both sides.
+fn as_is(change: Change) -> Way {
+    if change.is_nothing() { Way::Plain } else { Way::Elements(change) }
+}
+
 /// What has no neighbours needs not be brought into place.
 fn alone(reads: &mut [Read]) {
     for read in reads {
         if let Way::Parts(parts) = &read.way
             && let [Part { change, .. }] = parts[..]
         {
-            read.way = if change.is_nothing() { Way::Plain } else { Way::Elements(change) };
+            read.way = as_is(change);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     error::Result,
     io_path::IoPath,
     memory::PAGE_BYTES,
-    tensor::{Block, FileId, Window},
+    tensor::{Block, FileId, Piece, Window},
 };
 
 /// Bytes between two tensors of a file that are read along rather than skipped: archive headers and padding.
@@ -242,17 +242,10 @@ pub(super) fn gather(
     window: &Window,
     target: Span,
 ) -> Result<Option<Read>> {
-    let mut gathers = Vec::new();
-    for piece in checkpoint.pieces(item.tensor) {
-        let change = item.change(&piece);
-        // A cast comes first: the block counts in bytes of the type in memory.
-        let layout = piece.layout.with_dtype(change.to)?;
-        let Some(mut block) = Block::within(&layout, piece.at, window) else { continue };
-        let storage = checkpoint.storage_of(&piece);
-        let start_byte = storage.start_byte + change.source_bytes(block.source_byte);
-        block.source_byte = 0;
-        gathers.push(Gather { file: storage.file, start_byte, block, change });
-    }
+    let gathers = checkpoint
+        .pieces(item.tensor)
+        .filter_map(|piece| gather_piece(checkpoint, item, &piece, window).transpose());
+    let gathers = gathers.collect::<Result<Vec<Gather>>>()?;
     // What arrives: reads may span more, for elements of others that lie between.
     let len_bytes = gathers.iter().map(|it| it.change.source_bytes(it.block.len_bytes())).sum();
     let first = gathers.first().map(|it| (it.file, it.start_byte));
@@ -263,11 +256,28 @@ pub(super) fn gather(
     }))
 }
 
+/// What a piece of an item has of a window.
+pub(super) fn gather_piece(
+    checkpoint: &Checkpoint,
+    item: &Item,
+    piece: &Piece<'_>,
+    window: &Window,
+) -> Result<Option<Gather>> {
+    let change = item.change(piece);
+    // A cast comes first: the block counts in bytes of the type in memory.
+    let layout = piece.layout.with_dtype(change.to)?;
+    let Some(mut block) = Block::within(&layout, piece.at, window) else { return Ok(None) };
+    let storage = checkpoint.storage_of(piece);
+    let start_byte = storage.start_byte + change.source_bytes(block.source_byte);
+    block.source_byte = 0;
+    Ok(Some(Gather { file: storage.file, start_byte, block, change }))
+}
+
 /// True if the bytes that a read starts with come from a packed record, and no other bytes from elsewhere.
 pub(super) fn is_in_order(checkpoint: &Checkpoint, file: FileId, way: &Way) -> bool {
     let is_of_one_file = match way {
         Way::Gather(gathers) => gathers.iter().all(|it| it.file == file),
-        Way::Plain | Way::Elements(_) | Way::Parts(_) => true,
+        Way::Plain | Way::Elements(_) | Way::Parts(_) | Way::Boxes(_) => true,
     };
     is_of_one_file && checkpoint.is_packed(file)
 }

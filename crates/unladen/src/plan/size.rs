@@ -32,7 +32,7 @@ fn n_unpacking(checkpoint: &Checkpoint, steps: &[Step]) -> usize {
     }
     let unpacks = |read: &Read| match &read.way {
         Way::Gather(gathers) => gathers.iter().any(|it| checkpoint.is_packed(it.file)),
-        Way::Plain | Way::Elements(_) | Way::Parts(_) => checkpoint.is_packed(read.file),
+        Way::Plain | Way::Elements(_) | Way::Parts(_) | Way::Boxes(_) => checkpoint.is_packed(read.file),
     };
     let of_step =
         |step: &Step| step.reads().chunk_by(Read::goes_with).filter(|run| run.iter().any(unpacks)).count();
@@ -45,6 +45,7 @@ fn steps_bytes(steps: &[Step]) -> u64 {
         Way::Plain | Way::Elements(_) => 0,
         Way::Parts(parts) => parts.capacity() * size_of::<Part>(),
         Way::Gather(gathers) => gathers.capacity() * size_of::<Gather>(),
+        Way::Boxes(_) => size_of::<Gather>(),
     };
     let of_step = |step: &Step| match step {
         Step::Stream { reads, .. } | Step::Upload { reads, .. } => {

@@ -1,6 +1,6 @@
 //! How much staging some reads need: as much as they will touch, so that what is reserved is what is used.
 
-use super::steps::{Change, Read, Rooms, Way};
+use super::steps::{Change, Gather, Read, Rooms, Way};
 use crate::{
     memory::{PAGE_BYTES, staging_bytes},
     tensor::Side,
@@ -73,7 +73,7 @@ pub(super) fn room(reads: &[Read], ring: Ring, is_placed: bool) -> Room {
         Way::Plain if !is_placed => 0,
         Way::Plain => ring.chunk_bytes.min(PLACED_BYTES),
         Way::Elements(_) if ring.is_cached => ring.chunk_bytes.min(PLACED_BYTES),
-        Way::Elements(_) | Way::Parts(_) | Way::Gather(_) => ring.chunk_bytes,
+        Way::Elements(_) | Way::Parts(_) | Way::Gather(_) | Way::Boxes(_) => ring.chunk_bytes,
     };
     let used_bytes = |read: &Read| limit_bytes(read).min(span_bytes(read));
     let used = reads.iter().map(used_bytes).max().unwrap_or(0);
@@ -114,7 +114,7 @@ pub(super) fn upload_room(reads: &[Read], ring: Ring) -> UploadRoom {
     let rooms = Rooms {
         chunk_bytes: most(&used_bytes),
         cast_bytes: most(&|read| match &read.way {
-            Way::Gather(_) => cast_bytes(read, used_bytes(read), false),
+            Way::Gather(_) | Way::Boxes(_) => cast_bytes(read, used_bytes(read), false),
             Way::Plain | Way::Elements(_) | Way::Parts(_) => 0,
         }),
         target_bytes: most(&|read| match &read.way {
@@ -123,6 +123,7 @@ pub(super) fn upload_room(reads: &[Read], ring: Ring) -> UploadRoom {
             // No less than an element, which no cut divides.
             Way::Elements(change) => change.target_bytes(used_bytes(read).next_multiple_of(PAGE_BYTES)),
             Way::Parts(_) | Way::Gather(_) => read.target.len_bytes,
+            Way::Boxes(gather) => gather.boxes(ring.chunk_bytes).max_bytes(),
         }),
     };
     let n_pieces: u64 = { reads.chunk_by(Read::goes_with) }
@@ -135,14 +136,17 @@ pub(super) fn upload_room(reads: &[Read], ring: Ring) -> UploadRoom {
     }
 }
 
+fn span_of(gather: &Gather) -> u64 {
+    gather.change.source_bytes(gather.block.span_bytes(Side::Source))
+}
+
 /// The most that a read would take at once if there were no limit.
 fn span_bytes(read: &Read) -> u64 {
     match &read.way {
         Way::Plain | Way::Elements(_) | Way::Parts(_) => read.len_bytes,
-        Way::Gather(gathers) => {
-            let span = |it: &super::Gather| it.change.source_bytes(it.block.span_bytes(Side::Source));
-            gathers.iter().map(span).max().unwrap_or(0)
-        }
+        Way::Gather(gathers) => gathers.iter().map(span_of).max().unwrap_or(0),
+        // Elements that are repeated span less than they fill.
+        Way::Boxes(gather) => span_of(gather).max(read.len_bytes),
     }
 }
 
@@ -157,13 +161,15 @@ fn cast_bytes(read: &Read, used_bytes: u64, is_placed: bool) -> u64 {
         Way::Elements(change) if is_placed => room(change),
         Way::Plain | Way::Elements(_) | Way::Parts(_) => 0,
         Way::Gather(gathers) => gathers.iter().map(|it| room(&it.change)).max().unwrap_or(0),
+        Way::Boxes(gather) => room(&gather.change),
     }
 }
 
 /// Pieces that different threads may take.
 fn n_pieces(read: &Read, limit_bytes: u64) -> u64 {
-    match read.way {
+    match &read.way {
         Way::Plain | Way::Elements(_) => read.len_bytes.div_ceil(limit_bytes.max(1)),
         Way::Parts(_) | Way::Gather(_) => 1,
+        Way::Boxes(gather) => gather.boxes(limit_bytes).count(),
     }
 }

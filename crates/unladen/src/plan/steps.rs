@@ -5,7 +5,7 @@ use crate::{
     device::Device,
     dtype::{DType, Resolve},
     memory::{PAGE_BYTES, Space},
-    tensor::{Block, FileId, Layout, TensorId},
+    tensor::{Block, Boxes, FileId, Layout, TensorId},
 };
 use std::{collections::BTreeSet, ops::Range};
 
@@ -94,6 +94,9 @@ pub enum Way {
     Parts(Vec<Part>),
     /// Strided elements, or boxes of a tensor from several places, by way of a staging buffer.
     Gather(Vec<Gather>),
+    /// Strided elements from one place to a GPU, more of them than a staging buffer holds: box by box, in the order of the
+    /// file, so that each byte is read once and by then lies in lines of the target, which is the whole tensor's.
+    Boxes(Box<Gather>),
 }
 
 /// A box of elements that have to be brought into order.
@@ -107,6 +110,14 @@ pub struct Gather {
     pub block: Block,
     /// What is done to the elements before.
     pub change: Change,
+}
+
+impl Gather {
+    /// The boxes that it is cut into, where a buffer takes so many bytes of a file and has room for as many as they become.
+    pub fn boxes(&self, chunk_bytes: u64) -> Boxes<'_> {
+        let (from_bytes, to_bytes) = (self.change.from.size_bytes(), self.change.to.size_bytes());
+        self.block.boxes(chunk_bytes / from_bytes.max(to_bytes) * to_bytes)
+    }
 }
 
 /// A small tensor inside a [`Way::Parts`].

@@ -136,7 +136,7 @@ impl Block {
     }
 
     /// Adds a dimension outside those there are (kept innermost first while building), merged where it can be.
-    fn put_outside(&mut self, axis: Axis) {
+    pub(super) fn put_outside(&mut self, axis: Axis) {
         if axis.len == 1 {
             return;
         }
@@ -292,14 +292,14 @@ impl Iterator for Parts {
     }
 }
 
+/// Layouts to test with, and what they mean.
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dtype::DType;
+pub(super) mod test_layouts {
+    use crate::{dtype::DType, tensor::Layout};
     use proptest::prelude::*;
 
     /// Row-major bytes, an element at a time, as slowly and plainly as can be.
-    fn slow(layout: &Layout, storage: &[u8]) -> Vec<u8> {
+    pub(crate) fn slow(layout: &Layout, storage: &[u8]) -> Vec<u8> {
         let size = layout.dtype().size_bytes() as usize;
         let mut bytes = Vec::new();
         for number in 0..layout.n_elems() {
@@ -313,7 +313,7 @@ mod tests {
         bytes
     }
 
-    fn any_layout() -> impl Strategy<Value = Layout> {
+    pub(crate) fn any_layout() -> impl Strategy<Value = Layout> {
         let dims = prop::collection::vec((0u64..5, 0u64..7), 0..5);
         (
             dims,
@@ -325,6 +325,13 @@ mod tests {
                 Layout::strided(dtype, &shape, &stride, offset).unwrap()
             })
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{test_layouts::*, *};
+    use crate::dtype::DType;
+    use proptest::prelude::*;
 
     proptest! {
         #[test]

@@ -18,6 +18,25 @@ using CUevent = void*;
 using CUmodule = void*;
 using CUfunction = void*;
 
+enum { CU_MEMORYTYPE_HOST = 1, CU_MEMORYTYPE_DEVICE = 2 };
+
+// Lines of bytes at equal distances, as the driver's header has them.
+struct CUDA_MEMCPY2D {
+    size_t srcXInBytes, srcY;
+    unsigned srcMemoryType;
+    const void* srcHost;
+    CUdeviceptr srcDevice;
+    void* srcArray;
+    size_t srcPitch;
+    size_t dstXInBytes, dstY;
+    unsigned dstMemoryType;
+    void* dstHost;
+    CUdeviceptr dstDevice;
+    void* dstArray;
+    size_t dstPitch;
+    size_t WidthInBytes, Height;
+};
+
 // The numbers of errors that the fake returns by itself; every other one it can be told to return, see errors.cpp.
 enum : CUresult {
     CUDA_SUCCESS = 0,

@@ -19,6 +19,7 @@ namespace fake {
 namespace {
 
 constexpr uint64_t PIECE_BYTES = 256 << 10;
+constexpr uint64_t MAX_PITCH_BYTES = INT32_MAX;
 constexpr uint64_t MOST_STAGED_BYTES = 1 << 20;  // pageable memory that is taken at once
 
 // A sum over bytes by eight; every piece but the last has a length of eights.
@@ -170,6 +171,68 @@ CUresult h2d(Lock& lock, Stream& stream, const char* call, uint64_t target, uint
     return waits ? wait(lock, stream, id) : CUDA_SUCCESS;
 }
 
+// Lines of the host's memory, at equal distances there and on the GPU.
+struct Lines {
+    uint64_t target, target_step_bytes, source, source_step_bytes, line_bytes, n_lines;
+
+    uint64_t source_line(uint64_t line) const { return source + line * source_step_bytes; }
+    uint64_t target_line(uint64_t line) const { return target + line * target_step_bytes; }
+    uint64_t source_span_bytes() const { return (n_lines - 1) * source_step_bytes + line_bytes; }
+    uint64_t target_span_bytes() const { return (n_lines - 1) * target_step_bytes + line_bytes; }
+};
+
+bool read_lines(const Lines& lines, std::vector<char>* bytes) {
+    bytes->resize(lines.n_lines * lines.line_bytes);
+    for (uint64_t line = 0; line < lines.n_lines; ++line)
+        if (!host_read(bytes->data() + line * lines.line_bytes, lines.source_line(line), lines.line_bytes)) return false;
+    return true;
+}
+
+// Takes the host's bytes when the copy runs, unless they were taken at the call.
+CUresult run_lines(Lock& lock, const Lines& lines, bool is_pinned, std::vector<char> bytes) {
+    const Allocation* memory = allocation_of(lines.target, lines.target_span_bytes());
+    if (!memory) return memory_went("target");
+    if (is_pinned && host_kind(lines.source, lines.source_span_bytes()) != HostKind::pinned) return memory_went("registration of the source");
+    const Gpu& gpu = world().gpus[memory->gpu];
+    lock.unlock();
+    std::vector<char> now;
+    const bool is_readable = !is_pinned || read_lines(lines, &now);
+    if (is_readable)
+        for (uint64_t line = 0; line < lines.n_lines; ++line)
+            device_write(gpu, lines.target_line(line), (is_pinned ? now : bytes).data() + line * lines.line_bytes, lines.line_bytes);
+    lock.lock();
+    if (!is_readable) return memory_went("source");
+    if (is_pinned && now != bytes) violation("lines at %#" PRIx64 " changed between the call and the copy", lines.source);
+    return CUDA_SUCCESS;
+}
+
+// A copy of lines does not care for the bytes between them, but they are memory too.
+CUresult h2d_lines(Stream& stream, const char* call, const Lines& lines) {
+    if (lines.n_lines == 0 || lines.line_bytes == 0) return CUDA_SUCCESS;
+    if (lines.source_step_bytes < lines.line_bytes || lines.target_step_bytes < lines.line_bytes)
+        return misuse(CUDA_ERROR_INVALID_VALUE, "lines of %" PRIu64 " bytes overlap", lines.line_bytes);
+    if (lines.source_step_bytes > MAX_PITCH_BYTES || lines.target_step_bytes > MAX_PITCH_BYTES)
+        return misuse(CUDA_ERROR_INVALID_VALUE, "lines are further apart than %" PRIu64 " bytes", MAX_PITCH_BYTES);
+    if (!allocation_of(lines.target, lines.target_span_bytes())) return no_memory(lines.target, lines.target_span_bytes());
+    const HostKind kind = host_kind(lines.source, lines.source_span_bytes());
+    if (kind == HostKind::straddling) return straddles(lines.source, lines.source_span_bytes());
+    const bool is_pinned = kind == HostKind::pinned;
+    std::vector<char> bytes;
+    if (!read_lines(lines, &bytes)) return unreadable(lines.source, lines.source_span_bytes());
+    Counts& counts = world().counts;
+    counts.h2d.add(bytes.size());
+    (is_pinned ? counts.async_pinned : counts.async_pageable).add(bytes.size());
+    Op op;
+    op.call = call;
+    op.is_work = true;
+    op.copy_bytes = bytes.size();
+    op.device = {{lines.target, lines.target_span_bytes()}};
+    if (is_pinned) op.host = {lines.source, lines.source_span_bytes()};
+    op.run = [lines, is_pinned, bytes = std::move(bytes)](Lock& held) { return run_lines(held, lines, is_pinned, bytes); };
+    submit(stream, std::move(op));
+    return CUDA_SUCCESS;
+}
+
 CUresult d2h(Lock& lock, Stream& stream, const char* call, uint64_t target, uint64_t source, uint64_t len_bytes, bool is_async) {
     if (len_bytes == 0) return CUDA_SUCCESS;
     if (!allocation_of(source, len_bytes)) return no_memory(source, len_bytes);
@@ -246,6 +309,23 @@ CUDA_API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, s
         CUresult error = CUDA_SUCCESS;
         Stream* stream = stream_of(handle, gpu, &error);
         return stream ? h2d(lock, *stream, name, target, number(source), len_bytes, true) : error;
+    });
+}
+
+// From the host to a GPU only.
+CUDA_API CUresult cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* copy, CUstream handle) {
+    const char* const name = __func__;
+    return with_context(name, [&](Lock&, Gpu& gpu) -> CUresult {
+        if (!copy || copy->srcMemoryType != CU_MEMORYTYPE_HOST || copy->dstMemoryType != CU_MEMORYTYPE_DEVICE)
+            return misuse(CUDA_ERROR_INVALID_VALUE, "lines are copied from the host to a GPU here");
+        const Lines lines{
+            copy->dstDevice + copy->dstY * copy->dstPitch + copy->dstXInBytes, copy->dstPitch,
+            number(copy->srcHost) + copy->srcY * copy->srcPitch + copy->srcXInBytes, copy->srcPitch,
+            copy->WidthInBytes, copy->Height,
+        };
+        CUresult error = CUDA_SUCCESS;
+        Stream* stream = stream_of(handle, gpu, &error);
+        return stream ? h2d_lines(*stream, name, lines) : error;
     });
 }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use std::{collections::VecDeque, path::Path, time::Instant};
 use unladen::{
     Device, Error, Result,
-    cuda::{Context, InFlight, Memory, Slot, SlotCopy, Upload},
+    cuda::{Context, InFlight, Lines, Memory, Slot, SlotCopy, Upload},
     error::Fault,
     memory::{self, HostBuffer, Reservation},
 };
@@ -121,7 +121,7 @@ fn copy(upload: &Upload, target: &Memory, slots: &mut VecDeque<Slot>, len_bytes:
         };
         let copied_bytes = (slot.as_slice().len() as u64).min(len_bytes - done_bytes);
         let target_byte = done_bytes % target.len_bytes();
-        let copy = SlotCopy { slot_byte: 0, len_bytes: copied_bytes, target, target_byte };
+        let copy = SlotCopy { slot_byte: 0, len_bytes: copied_bytes, target, target_byte, lines: Lines::ONE };
         in_flight.push_back(upload.submit(slot, &[copy])?);
         done_bytes += copied_bytes;
     }

@@ -87,6 +87,56 @@ macro_rules! functions {
     };
 }
 
+/// `CUDA_MEMCPY2D`: lines of bytes, at equal distances on either side.
+#[repr(C)]
+pub(super) struct Copy2D {
+    source_x_bytes: usize,
+    source_y: usize,
+    source_kind: c_uint,
+    source_host: *const c_void,
+    source_device: u64,
+    source_array: *const c_void,
+    source_step_bytes: usize,
+    target_x_bytes: usize,
+    target_y: usize,
+    target_kind: c_uint,
+    target_host: *mut c_void,
+    target_device: u64,
+    target_array: *const c_void,
+    target_step_bytes: usize,
+    line_bytes: usize,
+    n_lines: usize,
+}
+
+impl Copy2D {
+    /// Lines from the host to a GPU: where the first starts on either side, and how far it is to the next.
+    pub(super) fn to_device(
+        (source_host, source_step_bytes): (*const c_void, usize),
+        (target_device, target_step_bytes): (u64, usize),
+        line_bytes: usize,
+        n_lines: usize,
+    ) -> Copy2D {
+        Copy2D {
+            source_x_bytes: 0,
+            source_y: 0,
+            source_kind: 1, // CU_MEMORYTYPE_HOST
+            source_host,
+            source_device: 0,
+            source_array: ptr::null(),
+            source_step_bytes,
+            target_x_bytes: 0,
+            target_y: 0,
+            target_kind: 2, // CU_MEMORYTYPE_DEVICE
+            target_host: ptr::null_mut(),
+            target_device,
+            target_array: ptr::null(),
+            target_step_bytes,
+            line_bytes,
+            n_lines,
+        }
+    }
+}
+
 // As the driver's header has them: `CUdevice` is a number, `CUdeviceptr` 64 bits, handles are pointers.
 functions! {
     cuInit(flags: c_uint);
@@ -117,6 +167,7 @@ functions! {
     cuMemcpyDtoD_v2(target: u64, source: u64, len_bytes: usize);
     cuMemcpyPeer(target: u64, target_context: Handle, source: u64, source_context: Handle, len_bytes: usize);
     cuMemcpyHtoDAsync_v2(target: u64, source: *const c_void, len_bytes: usize, stream: Handle);
+    cuMemcpy2DAsync_v2(copy: *const Copy2D, stream: Handle);
 
     cuStreamCreate(stream: *mut Handle, flags: c_uint);
     cuStreamSynchronize(stream: Handle);

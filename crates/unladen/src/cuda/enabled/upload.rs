@@ -7,12 +7,12 @@
 
 use super::{
     context::Context,
-    driver::{Failure, Handle, NOT_READY},
+    driver::{Copy2D, Failure, Handle, NOT_READY},
     memory::{Allocation, inside, outside, to_usize},
     slot::{Event, Slot},
 };
 use crate::{
-    cuda::SlotCopy,
+    cuda::{Lines, SlotCopy},
     error::{Error, Result},
 };
 use smallvec::SmallVec;
@@ -20,6 +20,9 @@ use std::{ffi::c_uint, fmt, mem, sync::Arc};
 
 /// Does not wait for the stream that is always there, which others in this process may use.
 const NON_BLOCKING: c_uint = 1;
+
+/// How far lines may be apart that one call copies: the least that `CU_DEVICE_ATTRIBUTE_MAX_PITCH` is anywhere.
+const MAX_STEP_BYTES: usize = i32::MAX as usize;
 
 /// A GPU's queue of copies: they run in the order in which they were submitted.
 #[derive(Debug)]
@@ -81,30 +84,57 @@ impl Upload {
         if source.is_empty() {
             return Ok(());
         }
-        self.stream.context.call(|driver| {
-            // SAFETY: `source` lies in the slot, and the target's range in an allocation of this context. The `InFlight` that
-            // the caller made owns the slot and a share of the allocation, and does neither write to the bytes, let go of
-            // them nor hand them on before the stream is done with them.
-            unsafe {
-                driver.cuMemcpyHtoDAsync_v2(target, source.as_ptr().cast(), source.len(), self.stream.handle)
-            }
-        })
+        let stream = self.stream.handle;
+        let Lines { count, slot_step_bytes, target_step_bytes } = copy.lines;
+        let [line_bytes, slot_step, target_step] =
+            [copy.len_bytes, slot_step_bytes, target_step_bytes].map(to_usize);
+        if count > 1 && slot_step.max(target_step) <= MAX_STEP_BYTES {
+            let source = source.as_ptr().cast();
+            let lines =
+                Copy2D::to_device((source, slot_step), (target, target_step), line_bytes, to_usize(count));
+            // SAFETY: the lines lie in the slot, and in an allocation of this context, apart from each other. The `InFlight`
+            // that the caller made owns the slot and a share of the allocation, and does neither write to the bytes, let go
+            // of them nor hand them on before the stream is done with them. The description is read during the call.
+            return self.stream.context.call(|driver| unsafe { driver.cuMemcpy2DAsync_v2(&lines, stream) });
+        }
+        for line in 0..to_usize(count) {
+            let line_of_source = &source[line * slot_step..][..line_bytes];
+            let target = target + (line * target_step) as u64;
+            self.stream.context.call(|driver| {
+                // SAFETY: as above, for a line.
+                unsafe {
+                    driver.cuMemcpyHtoDAsync_v2(target, line_of_source.as_ptr().cast(), line_bytes, stream)
+                }
+            })?;
+        }
+        Ok(())
     }
 
-    /// The bytes of a copy, and the address that they go to.
+    /// The bytes of a copy, what lies between its lines included, and the address that they go to.
     fn ends_of<'s>(&self, slot: &'s Slot, copy: &SlotCopy<'_>) -> Result<(&'s [u8], u64)> {
         let context = &self.stream.context;
         if !copy.target.context().is(context) {
             let message = format!("a copy to cuda:{} does not go by this GPU's queue", copy.target.ordinal());
             return Err(context.fault(message));
         }
+        let Lines { count, slot_step_bytes, target_step_bytes } = copy.lines;
+        let overlaps = |step_bytes: u64| count > 1 && step_bytes < copy.len_bytes;
+        if overlaps(slot_step_bytes) || overlaps(target_step_bytes) {
+            let message = format!("lines of {} bytes overlap in a copy", copy.len_bytes);
+            return Err(context.fault(message));
+        }
+        // Saturated, it lies outside of anything.
+        let span_bytes = |step_bytes: u64| match (count, copy.len_bytes) {
+            (0, _) | (_, 0) => 0,
+            _ => (count - 1).saturating_mul(step_bytes).saturating_add(copy.len_bytes),
+        };
         let bytes = slot.as_slice();
-        let range = inside(bytes.len() as u64, copy.slot_byte, copy.len_bytes);
+        let len_bytes = span_bytes(slot_step_bytes);
+        let range = inside(bytes.len() as u64, copy.slot_byte, len_bytes);
         let source = range.and_then(|it| bytes.get(to_usize(it.start)..to_usize(it.end)));
-        let source = source.ok_or_else(|| {
-            context.fault(outside("a slot", bytes.len() as u64, copy.slot_byte, copy.len_bytes))
-        })?;
-        Ok((source, copy.target.address_of(copy.target_byte, copy.len_bytes)?))
+        let source = source
+            .ok_or_else(|| context.fault(outside("a slot", bytes.len() as u64, copy.slot_byte, len_bytes)))?;
+        Ok((source, copy.target.address_of(copy.target_byte, span_bytes(target_step_bytes))?))
     }
 }
 
