@@ -472,7 +472,7 @@ fn device_map(text: &str) -> Result<DeviceMap, String> {
 }
 
 fn device(text: &str) -> Result<Device, String> {
-    text.parse().map_err(|error: unladen::Error| error.to_string())
+    text.parse().map_err(|error: unladen::Error| format!("{error}; {}", error.hint()))
 }
 
 fn format(text: &str) -> Result<Format, String> {

@@ -6,6 +6,7 @@ mod gpt2_file;
 mod human;
 mod limits;
 mod out;
+mod pinning;
 mod row;
 mod watch;
 

@@ -29,6 +29,9 @@ pub(crate) struct Row {
     pub(crate) devices: Vec<DeviceRow>,
     /// Staging for GPUs was pinned; nothing: there was none.
     pub(crate) is_pinned: Option<bool>,
+    /// Why it was not, in the driver's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) why_pageable: Option<String>,
     /// What it took to begin to use the GPUs, before the clock of the load; nothing: there were none.
     pub(crate) context_s: Option<f64>,
     /// What the driver took of the host's memory for that: no part of the load's peaks.

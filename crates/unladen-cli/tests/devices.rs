@@ -6,7 +6,10 @@ mod fake_driver;
 
 use fake_driver::Fake;
 use serde_json::{Value, json};
-use std::process::{Command, Stdio};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
 fn unladen() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_unladen"));
@@ -34,6 +37,9 @@ fn devices_lists_the_host_and_each_gpu() {
     assert_eq!((code, err.as_str()), (0, ""));
     let listing: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(listing["cuda_version"], "12.8");
+    // Of the machine that this runs on: the fake driver has no part in the kernel.
+    let has_kernel_part = Path::new("/proc/driver/nvidia/version").exists();
+    assert_eq!(listing["driver_version"].is_string(), has_kernel_part, "{listing}");
     let devices = listing["devices"].as_array().unwrap();
     assert_eq!(devices.len(), 3);
     assert_host(&devices[0]);
@@ -54,6 +60,7 @@ fn devices_lists_the_host_and_each_gpu() {
     for words in ["host", "cuda:0", "cuda:1", "Fake GPU 1", "8.00 GiB", "7.00 GiB", "9.0", "CUDA 12.8"] {
         assert!(out.contains(words), "{words}: {out}");
     }
+    assert_eq!(out.ends_with("driver       CUDA 12.8\n"), !has_kernel_part, "{out}");
 }
 
 #[test]
@@ -107,7 +114,9 @@ fn the_bus_is_measured_by_copies_of_pinned_memory() {
     fake.tell("pinnable 0");
     let (code, out, err) = run(fake.set_up(unladen().args(words)));
     assert_eq!((code, &serde_json::from_str::<Value>(&out).unwrap()["is_pinned"]), (0, &json!(false)));
-    assert!(err.starts_with("warning: the driver would not pin"), "{err}");
+    let warning = "warning: the driver would not pin the host's memory, so the bus may be faster: cuMemHostRegister: \
+                   CUDA_ERROR_OUT_OF_MEMORY (out of memory); look at `ulimit -l`";
+    assert!(err.starts_with(warning), "{err}");
 
     let (code, out, err) = run(unladen().args(["--measure-bus", "host"]));
     assert_eq!((code, out.as_str()), (1, ""));

@@ -101,6 +101,42 @@ fn strategies_are_compared_on_a_gpu_and_the_leanest_is_the_models_size() {
 }
 
 #[test]
+fn every_command_that_loads_says_why_the_driver_would_not_pin() {
+    let Some(fake) = Fake::new() else { return };
+    let (folder, path) = tiny();
+    let dir = folder.path().to_str().unwrap();
+    let load: &[&str] = &["load", &path, "--json"];
+    let forward: &[&str] = &["gpt2", "forward", &path, "--tokens", "1", "--json"];
+    let compare: &[&str] = &["compare", &path, "--dir", dir, "--strategies", "stream", "--json"];
+    let warning = "warning: the driver would not pin the staging buffers, so the copies took longer: cuMemHostRegister: ";
+    for (error, why, hint, commands) in [
+        (
+            2,
+            "CUDA_ERROR_OUT_OF_MEMORY (out of memory)",
+            "look at `ulimit -l` (RLIMIT_MEMLOCK)",
+            &[load, forward, compare][..],
+        ),
+        (801, "CUDA_ERROR_NOT_SUPPORTED (operation not supported)", "`dmesg` may say more", &[load]),
+    ] {
+        fake.tell(&format!("fail cuMemHostRegister_v2 1 {error} always"));
+        for words in commands {
+            let (code, out, err) = run(fake.set_up(unladen(words).args(["--device", "cuda:0"])));
+            assert_eq!(code, 0, "{err}");
+            assert!(err.contains(&format!("{warning}{why}; {hint}")), "{words:?}: {err}");
+            assert_eq!(err.contains("ulimit"), error == 2, "{err}");
+            if words[0] == "load" {
+                let row: Value = serde_json::from_str(&out).unwrap();
+                assert_eq!(row["is_pinned"], false);
+                assert_eq!(row["why_pageable"], format!("cuMemHostRegister: {why}"));
+            }
+        }
+    }
+    fake.tell("");
+    let (code, _, err) = run(fake.set_up(unladen(load).args(["--device", "cuda:0"])));
+    assert_eq!((code, err.as_str()), (0, ""));
+}
+
+#[test]
 fn without_a_driver_a_gpu_is_a_typed_error_and_can_be_planned_for() {
     let (folder, path) = tiny();
     // A folder without libraries, and nothing else to look into.
@@ -136,6 +172,7 @@ fn without_a_driver_a_gpu_is_a_typed_error_and_can_be_planned_for() {
     assert!(err.contains("device budget"), "{err}");
     for (words, expected) in [
         (["--device", "cuda:99"], "no such device"),
+        (["--device", "gpu"], "it is `host`, or `cuda:0` to `cuda:31`; `unladen devices` lists those"),
         (["--device-map", "blocks"], "PATTERN=DEVICE"),
         (["--device-map", "blocks.9-1=cuda:0"], "the smaller number first"),
     ] {

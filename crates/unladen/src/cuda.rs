@@ -22,7 +22,9 @@ pub use enabled::{Context, Function, GpuCasts, InFlight, Memory, Module, Slot, U
 #[derive(Debug)]
 pub struct Gpus {
     /// The newest CUDA that it speaks: `(13, 0)`.
-    pub driver_version: (u32, u32),
+    pub cuda_version: (u32, u32),
+    /// Its own version, as `nvidia-smi` shows it: `550.54.15`. `None`: the system does not tell.
+    pub driver_version: Option<String>,
     /// Those that this process may see, by their ordinals.
     pub gpus: Vec<Gpu>,
 }

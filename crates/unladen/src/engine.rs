@@ -10,7 +10,7 @@ mod touch;
 mod upload;
 mod worker;
 
-pub use gpus::{OpenGpu, UsedGpus};
+pub use gpus::{OpenGpu, Staging, UsedGpus};
 
 use crate::{
     destination::{Arena, Placed, StateDict},
@@ -108,8 +108,8 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<(StateDict<'a>, Used
             Step::Upload { staging, rooms, scratch, reads } => {
                 let (rooms, paths) = (*rooms, plan.io());
                 let upload = Upload { staging, rooms, scratch, reads, paths, n_threads };
-                let is_pinned = upload.run(&mut slots, io)?;
-                gpus.used.is_pinned = Some(is_pinned && gpus.used.is_pinned.unwrap_or(true));
+                let why_pageable = upload.run(&mut slots, io)?;
+                gpus.staged(why_pageable);
             }
             Step::Populate { slot, ranges } => copy::populate(*slot, ranges, &slots, n_threads, io)?,
             Step::Copy(copy) => copy::copy(copy, &mut slots, n_threads, io)?,

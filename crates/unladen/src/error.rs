@@ -295,7 +295,12 @@ const DEVICE_HINTS: &[(&str, &str)] = &[
         "install the NVIDIA driver and check `nvidia-smi` (a container is given GPUs by `--gpus all`), or use --device host",
     ),
     ("driver is too old", "install a newer NVIDIA driver, or use --device host"),
+    ("no such device", "`unladen devices` lists those that there are"),
     ("no such GPU", "`unladen devices` lists those that there are; CUDA_VISIBLE_DEVICES hides the others"),
+    (
+        "CUDA_ERROR_STUB_LIBRARY",
+        "the libcuda.so that was found is the toolkit's, for linking only: take its folder (`stubs`) out of LD_LIBRARY_PATH, install the NVIDIA driver, or use --device host",
+    ),
     ("CUDA_ERROR_NO_DEVICE", "check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use --device host"),
     (
         "CUDA_ERROR_OUT_OF_MEMORY",
@@ -311,9 +316,29 @@ const DEVICE_HINTS: &[(&str, &str)] = &[
     ),
     (
         "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
-        "the driver was updated while its old part was running: reboot, or use --device host",
+        "the driver was updated while its old part was running: reboot (a container: start it anew, without a libcuda.so of its own), or use --device host",
+    ),
+    (
+        "CUDA_ERROR_SYSTEM_NOT_READY",
+        "GPUs that NVSwitch joins wait for the fabric manager: `systemctl status nvidia-fabricmanager` says whether it runs, in the driver's version; until then use --device host",
+    ),
+    (
+        "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
+        "the libcuda.so that was found is a newer one's (the package cuda-compat), which only data-centre GPUs take: take its folder out of LD_LIBRARY_PATH, or install a newer NVIDIA driver",
+    ),
+    (
+        "CUDA_ERROR_JIT_COMPILER_NOT_FOUND",
+        "the driver lacks its compiler, libnvidia-ptxjitcompiler.so.1: install all of the driver (a container gets it where NVIDIA_DRIVER_CAPABILITIES has `compute`)",
+    ),
+    (
+        "CUDA_ERROR_NVLINK_UNCORRECTABLE",
+        "a link between GPUs failed: `nvidia-smi nvlink --status` and `dmesg` say which; reset the GPU or reboot",
     ),
     ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "install a newer NVIDIA driver, or use --device host"),
+    (
+        "CUDA_ERROR_UNKNOWN",
+        "see whether `nvidia-smi` works, and what `dmesg` says of NVRM or Xid; start again, and if it fails again, reboot",
+    ),
     (
         "CUDA_ERROR",
         "start again: a GPU that failed serves a process no more; if it fails again, check `nvidia-smi` and `dmesg`",

@@ -3,7 +3,7 @@
 mod report;
 mod workbench;
 
-use crate::{args::CompareArgs, gpt2_file, human, out, row::Row, watch};
+use crate::{args::CompareArgs, gpt2_file, human, out, pinning, row::Row, watch};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -59,6 +59,10 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         });
     }
     report::print(&outcomes, &checkpoint, args);
+    let why_pageable = outcomes.iter().find_map(|it| it.result.as_ref().ok()?.why_pageable.as_deref());
+    if let Some(why) = why_pageable {
+        out::words(&pinning::warning_of_load(why));
+    }
     agree(&outcomes, &path)
 }
 

@@ -16,6 +16,8 @@ struct Listing {
     devices: Vec<Listed>,
     /// The newest CUDA that the driver speaks; `null`: no driver, or one that does not work.
     cuda_version: Option<String>,
+    /// The driver's own; `null`: that, or the system does not tell.
+    driver_version: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -81,7 +83,8 @@ fn listing(gpus: Option<&Gpus>) -> Listing {
     });
     Listing {
         devices: [host].into_iter().chain(listed).collect(),
-        cuda_version: gpus.map(|it| version(it.driver_version)),
+        cuda_version: gpus.map(|it| version(it.cuda_version)),
+        driver_version: gpus.and_then(|it| it.driver_version.clone()),
     }
 }
 
@@ -106,7 +109,8 @@ fn print(listing: &Listing) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     out::result(&table.trim_fmt());
-    if let Some(version) = &listing.cuda_version {
-        out::result(&format!("{:<12} CUDA {version}", "driver"));
+    if let Some(cuda) = &listing.cuda_version {
+        let driver = listing.driver_version.as_ref().map(|it| format!("{it}, ")).unwrap_or_default();
+        out::result(&format!("{:<12} {driver}CUDA {cuda}", "driver"));
     }
 }

@@ -3,12 +3,12 @@
 use crate::{
     args::{ForwardArgs, GenerateArgs, HowArgs, OpenArgs, SaveArgs},
     gpt2_file::{self, Kind},
-    human, out, watch,
+    human, out, pinning, watch,
 };
 use std::{path::Path, thread, time::Instant};
 use unladen::{
-    Device, Error, Intent, Loaded, OpenOptions, Result, RunOptions, checkpoint::Root, error::Fault,
-    save as saving,
+    Device, Error, Intent, Loaded, OpenOptions, Result, RunOptions, checkpoint::Root, engine::Staging,
+    error::Fault, save as saving,
 };
 
 pub(crate) fn save(args: &SaveArgs) -> Result<()> {
@@ -104,5 +104,8 @@ fn load(
     let loaded = watch::with_bar("loading", || checkpoint.run(&plan, options))?;
     let strategy = plan.strategy();
     out::words(&format!("loaded with `{strategy}` in {} s", human::seconds(began.elapsed().as_secs_f64())));
+    if let Some(why) = loaded.gpus.staging.as_ref().and_then(Staging::why_pageable) {
+        out::words(&pinning::warning_of_load(why));
+    }
     Ok((loaded, kind))
 }

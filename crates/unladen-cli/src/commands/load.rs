@@ -2,7 +2,7 @@
 
 use crate::{
     args::{Choice, LoadArgs},
-    gpt2_file, human, out,
+    gpt2_file, human, out, pinning,
     row::{Row, device_rows},
     watch,
 };
@@ -19,6 +19,7 @@ use unladen::{
     Device, Error, Intent, LoadPlan, Loaded, OpenCheckpoint, OpenOptions, Result, RunOptions, StateDict,
     TensorBuffer,
     cuda::Context,
+    engine::Staging,
     memory,
     memory::{Measured, Method},
     tensor::Layout,
@@ -65,7 +66,9 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     row.device_peak_bytes = loaded.peaks.device_bytes.total_bytes();
     row.devices = device_rows(&plan, &loaded);
     row.is_mapped = loaded.state.is_mapped();
-    row.is_pinned = loaded.gpus.is_pinned;
+    let staging = loaded.gpus.staging.as_ref();
+    row.is_pinned = staging.map(|it| it.why_pageable().is_none());
+    row.why_pageable = staging.and_then(Staging::why_pageable).map(str::to_owned);
     if !contexts.is_empty() {
         row.context_s = Some(context_s);
         row.context_host_anon_bytes = Some(of_contexts.peak_anon_bytes);
@@ -82,11 +85,8 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let unused = args.how.dtype.unused(checkpoint.tensors.iter().map(|it| it.name.as_str()));
     unused.iter().for_each(|it| out::words(&format!("warning: `{it}` decides about no tensor")));
     args.how.unused_devices(&checkpoint).iter().for_each(|it| out::words(it));
-    if row.is_pinned == Some(false) {
-        out::words(
-            "warning: the driver would not pin the staging buffers, so the copies took longer; \
-             look at `ulimit -l`, and at the memory limit of this control group",
-        );
+    if let Some(why) = &row.why_pageable {
+        out::words(&pinning::warning_of_load(why));
     }
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(())
@@ -203,6 +203,7 @@ fn row_of(
         device_peak_bytes: 0,
         devices: Vec::new(),
         is_pinned: None,
+        why_pageable: None,
         context_s: None,
         context_host_anon_bytes: None,
         mapped_peak_bytes: 0,

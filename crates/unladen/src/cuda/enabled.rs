@@ -10,6 +10,7 @@ mod memory;
 mod module;
 mod slot;
 mod upload;
+mod version;
 
 pub use casts::GpuCasts;
 pub use context::{Context, gpus};

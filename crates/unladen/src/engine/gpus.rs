@@ -15,13 +15,35 @@ use std::collections::HashMap;
 pub type OpenGpu<'r> = &'r dyn Fn(u32) -> Result<Context>;
 
 /// What a run saw of the GPUs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsedGpus {
     /// By how much the driver's free memory shrank at most, the driver's own rounding and whatever others took meanwhile
     /// included.
     pub driver_peak_bytes: PerDevice,
-    /// All staging was pinned; `None`: there was none. What is not pinned comes as well, only slower.
-    pub is_pinned: Option<bool>,
+    /// What the host's staging was; `None`: there was none.
+    pub staging: Option<Staging>,
+}
+
+/// Memory of the host that copies to a GPU come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Staging {
+    /// The driver copied from it by itself.
+    Pinned,
+    /// The driver would not pin it, or not all of it. What comes from there comes as well, only slower.
+    Pageable {
+        /// In the driver's words.
+        why: String,
+    },
+}
+
+impl Staging {
+    /// Why it was not pinned, if it was not.
+    pub fn why_pageable(&self) -> Option<&str> {
+        match self {
+            Staging::Pinned => None,
+            Staging::Pageable { why } => Some(why),
+        }
+    }
 }
 
 /// What is copied from the host at a time: a cancel waits for no more.
@@ -36,8 +58,15 @@ pub(super) struct Gpus<'r> {
 
 impl<'r> Gpus<'r> {
     pub(super) fn new(open: OpenGpu<'r>) -> Gpus<'r> {
-        let used = UsedGpus { driver_peak_bytes: PerDevice::default(), is_pinned: None };
+        let used = UsedGpus { driver_peak_bytes: PerDevice::default(), staging: None };
         Gpus { open, opened: HashMap::new(), used }
+    }
+
+    /// Remembers an upload's staging. What was not pinned once stays so.
+    pub(super) fn staged(&mut self, why_pageable: Option<String>) {
+        if !matches!(self.used.staging, Some(Staging::Pageable { .. })) {
+            self.used.staging = Some(why_pageable.map_or(Staging::Pinned, |why| Staging::Pageable { why }));
+        }
     }
 
     /// Takes memory of a GPU.

@@ -83,8 +83,8 @@ struct Widen {
 }
 
 impl Upload<'_> {
-    /// Returns true if all staging was pinned: without that it comes as well, only slower.
-    pub(super) fn run(&self, slots: &mut Slots<'_>, io: Io<'_>) -> Result<bool> {
+    /// Returns why staging was not pinned, if not all of it was: then bytes come as well, only slower.
+    pub(super) fn run(&self, slots: &mut Slots<'_>, io: Io<'_>) -> Result<Option<String>> {
         let contexts = self.contexts(slots)?;
         let mut empty = Vec::with_capacity(self.staging.len());
         for &slot in self.staging {
@@ -93,12 +93,12 @@ impl Upload<'_> {
                 _ => return Err(missing(slot)),
             }
         }
-        let is_pinned = empty.iter().all(cuda::Slot::is_pinned);
+        let why_pageable = empty.iter().find_map(cuda::Slot::why_pageable).map(str::to_owned);
         let empty = self.run_with(empty, &contexts, slots, io)?;
         for (&slot, buffer) in self.staging.iter().zip(empty) {
             slots[slot.0 as usize] = Some(Arena::Owned(buffer.into_buffer()?));
         }
-        Ok(is_pinned)
+        Ok(why_pageable)
     }
 
     /// Of every GPU that something is read to, once.

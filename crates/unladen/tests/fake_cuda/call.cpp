@@ -79,6 +79,8 @@ void end_call(const char* name) {
 
 void name_call(const char* name) { this_call = name; }
 
+bool is_in_call() { return this_call != nullptr; }
+
 void violation(const char* format, ...) {
     va_list words;
     va_start(words, format);

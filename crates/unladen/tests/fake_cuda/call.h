@@ -16,6 +16,8 @@ bool is_forked_child();
 
 // What violations of this thread are said to come from; a stream's thread names the call that queued the work.
 void name_call(const char* name);
+// True inside a call of the program's; a stream's thread is in none between its pieces of work.
+bool is_in_call();
 // Writes down what a right program would never do.
 void violation(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // The same, for a call that fails for it.

@@ -226,6 +226,12 @@ inline float __uint_as_float(uint32_t bits) {
     return value;
 }
 
+inline double __longlong_as_double(long long bits) {
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 // The lanes of a warp swap values, each with the one whose number differs in the bits of `lanes`. All lanes take part.
 inline float __shfl_xor_sync(unsigned, float mine, unsigned lanes) {
     unsigned partner = emulated::block.running->number ^ lanes;

@@ -78,7 +78,7 @@ CUDA_API CUresult cuMemFree_v2(CUdeviceptr address) {
         bool has_waited = false;
         for (const auto& op : w.pending) has_waited |= touches(*op.second, range);
         w.counts.frees_that_waited += has_waited;
-        if (has_waited) write_report();  // for whoever holds the work until the free is seen
+        if (has_waited) write_report();  // the count, before anything is waited for
         // The driver waits for its own context, and knows nothing of the others.
         wait_for_context(lock, w.gpus[gpu]);
         std::vector<uint64_t> strays;

@@ -117,7 +117,8 @@ std::string all(const World& w) {
     out << "{\n\"process\": " << getpid() << ",\n\"is_over\": " << (is_over ? "true" : "false") << ",\n\"gpus\": [" << gpus
         << "],\n\"live\": " << live_report(w)
         << ",\n\"pinned_bytes\": " << Object().put("live", counts.pinned_bytes).put("peak", counts.peak_pinned_bytes).text()
-        << ",\n\"copies\": " << copies << ",\n\"launches\": " << counts.n_launches << ",\n\"frees_that_waited\": " << counts.frees_that_waited
+        << ",\n\"copies\": " << copies << ",\n\"launches\": " << counts.n_launches << ",\n\"waiting\": " << counts.n_waiting
+        << ",\n\"frees_that_waited\": " << counts.frees_that_waited
         << ",\n\"left_in_contexts\": " << table(counts.left_in_contexts) << ",\n\"calls\": " << table(counts.calls)
         << ",\n\"told_to_fail\": " << table(counts.told_to_fail) << ",\n\"violations\": [" << violations << "]\n}\n";
     return out.str();

@@ -119,7 +119,15 @@ uint64_t submit(Stream& stream, Op op) {
 }
 
 void wait_for_op(Lock& lock, uint64_t op) {
+    if (!is_pending(op)) return;
+    const bool is_seen = is_in_call();
+    uint64_t& n_waiting = world().counts.n_waiting;
+    if (is_seen) {
+        n_waiting += 1;
+        write_report();  // for whoever holds the work until somebody waits for it
+    }
     world().changed.wait(lock, [&] { return !is_pending(op); });
+    if (is_seen) n_waiting -= 1;
 }
 
 void wait_for_context(Lock& lock, const Gpu& gpu) {

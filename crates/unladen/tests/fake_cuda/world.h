@@ -126,6 +126,7 @@ struct Counts {
     Tally h2d, d2h, d2d, between_gpus, fills;
     Tally async_pinned, async_pageable;  // of h2d and d2h
     uint64_t n_launches = 0;
+    uint64_t n_waiting = 0;  // calls that have not returned because they wait for work
     uint64_t pinned_bytes = 0, peak_pinned_bytes = 0;
     uint64_t in_flight_copies = 0, peak_in_flight_copies = 0;
     uint64_t in_flight_bytes = 0, peak_in_flight_bytes = 0;

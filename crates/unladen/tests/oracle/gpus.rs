@@ -22,6 +22,7 @@ use unladen::{
     Casts, DType, Device, Error, LoadPlan, Machine, OpenCheckpoint, PlanOptions, Progress, RunOptions,
     Strategy,
     destination::Bytes,
+    engine::Staging,
     memory::{Held, Ledger},
     tensor::Layout,
 };
@@ -411,10 +412,16 @@ fn without_pinned_memory_the_same_bytes_come_and_it_is_said() {
     let open = case.open();
     let plan = plan(&open, Way::OnGpus(Strategy::Stream, Spread::Several, false));
     let right = load(&case, &open, &plan).unwrap();
-    assert_eq!(open.run(&plan, RunOptions::default()).unwrap().gpus.is_pinned, Some(true));
+    let staging = || open.run(&plan, RunOptions::default()).unwrap().gpus.staging;
+    assert_eq!(staging(), Some(Staging::Pinned));
     fake.tell("pinnable 0");
     assert!(load(&case, &open, &plan).unwrap() == right);
-    assert_eq!(open.run(&plan, RunOptions::default()).unwrap().gpus.is_pinned, Some(false));
+    let why = "cuMemHostRegister: CUDA_ERROR_OUT_OF_MEMORY (out of memory)".to_owned();
+    assert_eq!(staging(), Some(Staging::Pageable { why }));
+    // One buffer of several is enough, and it is the first reason that is told.
+    fake.tell("fail cuMemHostRegister_v2 2 800\nfail cuMemHostRegister_v2 3 2");
+    let why = "cuMemHostRegister: CUDA_ERROR_NOT_PERMITTED (operation not permitted)".to_owned();
+    assert_eq!(staging(), Some(Staging::Pageable { why }));
 }
 
 #[test]

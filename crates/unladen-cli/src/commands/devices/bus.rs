@@ -1,6 +1,6 @@
 //! `unladen devices --measure-bus`: what the bus to a GPU brings at most, which is what loads to it are measured by.
 
-use crate::{human, out};
+use crate::{human, out, pinning};
 use serde::Serialize;
 use std::{collections::VecDeque, path::Path, time::Instant};
 use unladen::{
@@ -30,6 +30,9 @@ struct Measured {
     pinned_bytes: u64,
     /// If not, the driver would not pin it, and this is no limit.
     is_pinned: bool,
+    /// In the driver's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why_pageable: Option<String>,
     /// Of each round.
     seconds: Vec<f64>,
     median_s: f64,
@@ -56,11 +59,8 @@ pub(super) fn run(device: Device, len_bytes: u64, json: bool) -> Result<()> {
             human::bytes(measured.chunk_bytes)
         ));
     }
-    if !measured.is_pinned {
-        out::words(
-            "warning: the driver would not pin the host's memory, so the bus may be faster; look at `ulimit -l`, \
-             and at the memory limit of this control group",
-        );
+    if let Some(why) = &measured.why_pageable {
+        out::words(&pinning::warning("the host's memory", "the bus may be faster", why));
     }
     Ok(())
 }
@@ -73,7 +73,7 @@ fn measure(context: &Context, len_bytes: u64) -> Result<Measured> {
     let target = Memory::new(context, Reservation::uncounted(pinned_bytes))?;
     let upload = Upload::new(context)?;
     let mut slots = (0..n_slots).map(|it| slot(context, chunk_bytes, it)).collect::<Result<VecDeque<_>>>()?;
-    let is_pinned = slots.iter().all(Slot::is_pinned);
+    let why_pageable = slots.iter().find_map(Slot::why_pageable).map(str::to_owned);
     let mut seconds = Vec::with_capacity(N_ROUNDS);
     for round in 0..=N_ROUNDS {
         let began = Instant::now();
@@ -92,7 +92,8 @@ fn measure(context: &Context, len_bytes: u64) -> Result<Measured> {
         bytes: len_bytes,
         chunk_bytes,
         pinned_bytes,
-        is_pinned,
+        is_pinned: why_pageable.is_none(),
+        why_pageable,
         seconds,
         median_s,
         gb_per_s,

@@ -1,15 +1,13 @@
 // GPT-2's forward pass in a handful of kernels. `scripts/ptx` makes gpt2.ptx of this file; run it after every change.
 //
-// The tests compile this file for the host, too, and run it there: it includes nothing, and uses only what their
+// The tests compile this file for the host, too, and run it there: it includes nothing of CUDA's, and uses only what their
 // emulation of a GPU knows (crates/unladen/tests/fake_cuda/emulate.h).
 //
 // Activations stand in groups of 8 tokens, (groups, features, 8): a product takes a feature of 8 tokens by two loads of
 // 16 bytes, and reads each weight once for all 8. Places of the last group that have no token hold numbers that mix with
 // no other token's. All sums are in 32 bits; a weight is widened when it is read.
 
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "widen.h" // of crates/unladen/src/cuda/kernels
 
 enum { TOKENS = 8 }; // of a group
 enum { LANES = 32 }; // of a warp
@@ -30,25 +28,6 @@ enum Dtype { NONE = 0, F32 = 1, F16 = 2, BF16 = 3 };
 
 // What becomes of a product: it replaces what stands there, GELU of it does, or it is added.
 enum Then { REPLACE = 0, GELU = 1, ADD = 2 };
-
-struct Half {
-    u16 bits;
-};
-struct Brain {
-    u16 bits;
-};
-
-__device__ inline float widen(float value) { return value; }
-
-__device__ inline float widen(Brain value) { return __uint_as_float((u32)value.bits << 16); }
-
-__device__ inline float widen(Half value) {
-    u32 magnitude = (u32)(value.bits & 0x7fff) << 13;
-    // The two types count exponents from numbers that are 112 apart. The product is exact, that of subnormals, too.
-    u32 bits = __float_as_uint(__uint_as_float(magnitude) * 5192296858534827628530496329220096.0f);
-    bool is_special = magnitude >= 0x7c00u << 13; // infinite, or no number
-    return __uint_as_float(bits | (is_special ? 0x7f800000u : 0) | (u32)(value.bits & 0x8000) << 16);
-}
 
 // An element of a tensor whose type is known when it runs: for what is read once.
 __device__ inline float element(const void *elements, u32 dtype, u64 at) {

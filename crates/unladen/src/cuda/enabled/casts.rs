@@ -46,8 +46,8 @@ impl GpuCasts {
         position(from, to).is_some()
     }
 
-    /// Casts `n_elems` elements, from some place to another. They are there on return; copies of an
-    /// [`Upload`](super::Upload) go on meanwhile.
+    /// Casts `n_elems` elements, from some place to another, to the bits that the host's casts give. They are there on
+    /// return; copies of an [`Upload`](super::Upload) go on meanwhile.
     ///
     /// Fails if there is no such cast, if a range does not lie inside its memory or is not aligned for its elements, if the
     /// two overlap, or if they lie on another GPU.

@@ -1,7 +1,10 @@
 //! A GPU that is in use: its primary context, which frameworks use too, made current for one call at a time.
 #![allow(unsafe_code)]
 
-use super::driver::{self, Driver, Failure, Handle, fault};
+use super::{
+    driver::{self, Driver, Failure, Handle, fault},
+    version::driver_version,
+};
 use crate::{
     cuda::{Gpu, Gpus, device_name},
     error::{Error, Result},
@@ -139,10 +142,11 @@ impl Drop for Current<'_> {
 pub fn gpus() -> Result<Gpus> {
     let (driver, no_gpus) = driver::try_start()?;
     let failed = |failure| fault("cuda", driver.describe(failure));
-    let driver_version = driver.version().map_err(failed)?;
+    let cuda_version = driver.version().map_err(failed)?;
     let n_gpus = if no_gpus.is_some() { 0 } else { count(driver).map_err(failed)? };
     let gpus = (0..n_gpus).map(|ordinal| gpu(driver, ordinal));
-    Ok(Gpus { driver_version, gpus: gpus.collect::<Result<_>>()? })
+    let driver_version = driver_version();
+    Ok(Gpus { cuda_version, driver_version, gpus: gpus.collect::<Result<_>>()? })
 }
 
 fn gpu(driver: &Driver, ordinal: u32) -> Result<Gpu> {
