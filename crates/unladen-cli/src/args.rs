@@ -1,15 +1,16 @@
 //! The words of the command line.
 
+mod how;
+
+pub(crate) use how::{Choice, HowArgs, WayArgs};
+
 use crate::{
     human,
     limits::{self, Limit},
 };
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
-use unladen::{
-    Casts, Checkpoint, Device, DeviceMap, Format, Intent, IoPath, Limits, OpenOptions, PlanOptions, Strategy,
-    checkpoint::Root,
-};
+use unladen::{Device, Format, Limits, OpenOptions, Strategy, checkpoint::Root};
 
 /// Loads neural-network weights with no extra weight.
 #[derive(Parser)]
@@ -101,83 +102,6 @@ impl OpenArgs {
     }
 }
 
-/// How to load: what every command that loads takes.
-#[derive(ClapArgs)]
-pub(crate) struct HowArgs {
-    /// The way of loading: auto (the fastest that fits), naive, sequential, meta, mmap, mmap-copy, per-tensor or stream.
-    #[arg(long, default_value = "auto", value_parser = choice)]
-    pub(crate) strategy: Choice,
-    /// What will happen to the weights: private (they may be written to) or read-only (the file's own pages will do).
-    /// By default private, but read-only for `gpt2`, which only reads. It is for `auto`: a named strategy does what it does.
-    #[arg(long, value_parser = intent)]
-    pub(crate) intent: Option<Intent>,
-    /// Where the weights go: host, or a GPU: cuda:0, cuda:1 and so on; `unladen devices` lists them.
-    #[arg(long, default_value = "host", value_parser = device)]
-    pub(crate) device: Device,
-    /// Tensors that go elsewhere, by name or module: `trf_blocks.0-23=cuda:0,*=cuda:1`, the first rule that fits decides.
-    #[arg(long, value_name = "RULES", value_parser = device_map)]
-    pub(crate) device_map: Option<DeviceMap>,
-    /// Give each tensor on a GPU memory of its own, that can be freed singly; the driver rounds each up, to 2 MiB mostly.
-    #[arg(long)]
-    pub(crate) free_singly: bool,
-    /// What the load may hold in host memory besides the weights: 64MiB, 512M, 1.5GiB or none.
-    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = human::parse_bytes)]
-    pub(crate) host_budget: u64,
-    /// What may be allocated on each device, weights included; by default, what is free.
-    #[arg(long, value_name = "BYTES", default_value = "none", value_parser = human::parse_bytes)]
-    pub(crate) device_budget: u64,
-    /// Cast on the way: bf16, f16, f32 or f64, or rules such as `*.norm*=keep,*.weight=bf16`, the first that matches.
-    #[arg(long, value_name = "RULES", default_value = "keep", value_parser = casts)]
-    pub(crate) dtype: Casts,
-    /// How bytes come from the file: buffered, drop-behind, direct or mixed; by default, by what the page cache holds.
-    #[arg(long, value_name = "PATH", value_parser = io_path)]
-    pub(crate) io: Option<IoPath>,
-    /// Leave the file in the page cache, because other processes load it too.
-    #[arg(long, conflicts_with = "io")]
-    pub(crate) share_cache: bool,
-    /// Threads that read, 256 at most; by default, as many as there are processors, up to 8, and 8 for a disk.
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<usize>,
-}
-
-/// A strategy, or the choice of one.
-#[derive(Clone, Copy)]
-pub(crate) enum Choice {
-    Auto,
-    Named(Strategy),
-}
-
-impl HowArgs {
-    /// `intent`: the one that the command has unless the user names another.
-    pub(crate) fn options(&self, intent: Intent) -> PlanOptions {
-        PlanOptions {
-            strategy: match self.strategy {
-                Choice::Auto => None,
-                Choice::Named(strategy) => Some(strategy),
-            },
-            intent: self.intent.unwrap_or(intent),
-            device: self.device,
-            device_map: self.device_map.clone().unwrap_or_default(),
-            frees_singly: self.free_singly,
-            host_budget_bytes: self.host_budget,
-            device_budget_bytes: self.device_budget,
-            n_threads: self.threads,
-            casts: self.dtype.clone(),
-            io: self.io,
-            share_cache: self.share_cache,
-        }
-    }
-}
-
-impl HowArgs {
-    /// A warning for each rule of the device map that decides about nothing.
-    pub(crate) fn unused_devices(&self, checkpoint: &Checkpoint) -> Vec<String> {
-        let names = checkpoint.tensors.iter().map(|it| it.name.as_str());
-        let unused = self.device_map.as_ref().map(|it| it.unused(names)).unwrap_or_default();
-        unused.iter().map(|it| format!("warning: `{it}` decides about no tensor")).collect()
-    }
-}
-
 #[derive(ClapArgs)]
 pub(crate) struct PlanArgs {
     /// A checkpoint: a file, a weight map, or a folder.
@@ -213,21 +137,11 @@ pub(crate) struct CompareArgs {
     /// Drop the file from the page cache before each load; without it, the file is read into the cache first.
     #[arg(long)]
     pub(crate) cold: bool,
-    /// Where the weights go.
-    #[arg(long, default_value = "host", value_parser = device)]
-    pub(crate) device: Device,
     /// What each load may hold in host memory besides the weights; by default, whatever it takes, to see it.
     #[arg(long, value_name = "BYTES", default_value = "none", value_parser = human::parse_bytes)]
     pub(crate) host_budget: u64,
-    /// What each load may allocate on the device, weights included; by default, what is free.
-    #[arg(long, value_name = "BYTES", default_value = "none", value_parser = human::parse_bytes)]
-    pub(crate) device_budget: u64,
-    /// Cast on the way, as `unladen load --dtype` does.
-    #[arg(long, value_name = "RULES", default_value = "keep", value_parser = casts)]
-    pub(crate) dtype: Casts,
-    /// How bytes come from the file: buffered, drop-behind, direct or mixed; by default, by what the page cache holds.
-    #[arg(long, value_name = "PATH", value_parser = io_path)]
-    pub(crate) io: Option<IoPath>,
+    #[command(flatten)]
+    pub(crate) way: WayArgs,
     /// Folder for what is saved here: the GPT-2, and a checkpoint's tensors as single files. It stays there.
     #[arg(long)]
     pub(crate) dir: Option<PathBuf>,
@@ -446,29 +360,6 @@ fn strategies() -> String {
 fn strategy(text: &str) -> Result<Strategy, String> {
     let known: Vec<_> = Strategy::all().map(Strategy::name).collect();
     text.parse().map_err(|_| format!("known are {}", known.join(", ")))
-}
-
-fn choice(text: &str) -> Result<Choice, String> {
-    match text {
-        "auto" => Ok(Choice::Auto),
-        _ => strategy(text).map(Choice::Named).map_err(|known| format!("{known}, and auto")),
-    }
-}
-
-fn intent(text: &str) -> Result<Intent, String> {
-    text.parse().map_err(|_| "known are private and read-only".to_owned())
-}
-
-fn io_path(text: &str) -> Result<IoPath, String> {
-    text.parse().map_err(|error: unladen::Error| error.to_string())
-}
-
-fn casts(text: &str) -> Result<Casts, String> {
-    Casts::parse(text).map_err(|error| format!("{error}; {}", error.hint()))
-}
-
-fn device_map(text: &str) -> Result<DeviceMap, String> {
-    text.parse().map_err(|error: unladen::Error| format!("{error}; {}", error.hint()))
 }
 
 fn device(text: &str) -> Result<Device, String> {

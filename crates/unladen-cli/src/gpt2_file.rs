@@ -3,13 +3,14 @@
 use crate::watch;
 use std::{collections::HashMap, fs, io::Read, path::Path};
 use unladen::{
-    Device, Error, Format, OpenCheckpoint, Result, StateDict, Strategy,
+    DType, Device, Error, Format, OpenCheckpoint, PlanOptions, Result, StateDict, Strategy,
     checkpoint::Warning,
     cuda::Context,
     destination::Bytes,
     error::Fault,
     memory::{Ledger, Space},
     save::{self, Entry, Output},
+    tensor::{Backing, Tensor},
 };
 use unladen_gpt2::{
     Config, Gpt2, Naming,
@@ -24,31 +25,38 @@ pub(crate) const PROBE: [u32; 3] = [1, 2, 3];
 /// How far logits may lie apart, as max |difference| / max |reference|.
 pub(crate) const MAX_DISTANCE: f32 = 1e-4;
 
-/// Which GPT-2 a checkpoint is.
+/// Which GPT-2 a checkpoint is, and where its forward pass will run.
 #[derive(Clone, Copy)]
 pub(crate) struct Kind {
     config: Config,
     naming: Naming,
+    pub(crate) device: Device,
 }
 
-/// Which GPT-2 this is; `None`: something else. `heads` is the user's word, else `config.json` beside it is asked.
+/// Which GPT-2 this will be once it is loaded with these options; `None`: something else. `heads` is the user's word, else
+/// `config.json` beside it is asked. Nothing is loaded for it.
 ///
-/// Fails if it is one that cannot be run: a tensor is missing or has another shape, or `config.json` says that the
-/// model is computed otherwise, or makes no sense.
+/// Fails if it is one that cannot be run: a tensor is missing or has another shape, or a type that is not computed with
+/// where it goes, the tensors go to several devices, or `config.json` says that the model is computed otherwise, or makes
+/// no sense.
 pub(crate) fn recognise(
     checkpoint: &OpenCheckpoint,
     heads: Option<usize>,
-    device: Device,
+    options: &PlanOptions,
 ) -> Result<Option<Kind>> {
+    let in_file = |error: Error| error.in_file(&checkpoint.path);
+    let device = device_of(checkpoint, options).map_err(in_file);
+    let dtype = |it: &Tensor| options.casts.dtype_of(&it.name, it.layout.dtype());
+    let dtypes: Vec<DType> = checkpoint.tensors.iter().map(dtype).collect::<Result<_>>().map_err(in_file)?;
     let of = |heads| {
-        let tensors =
-            checkpoint.tensors.iter().map(|it| (it.name.as_str(), it.layout.dtype(), it.layout.shape()));
-        // A GPU multiplies 16-bit floats too.
+        let tensors = checkpoint.tensors.iter().zip(&dtypes);
+        let tensors = tensors.map(|(it, dtype)| (it.name.as_str(), *dtype, it.layout.shape()));
         let recognised = match device {
-            Device::Cuda(_) => gpu::recognise(tensors, heads),
-            _ => unladen_gpt2::recognise(tensors, heads),
+            Ok(Device::Host) => unladen_gpt2::recognise(tensors, heads),
+            // A GPU multiplies 16-bit floats too.
+            _ => gpu::recognise(tensors, heads),
         };
-        recognised.map_err(|error| error.in_file(&checkpoint.path))
+        recognised.map_err(in_file)
     };
     let heads = match heads {
         Some(heads) => Some(heads),
@@ -60,21 +68,45 @@ pub(crate) fn recognise(
             None => return Ok(None),
         },
     };
-    Ok(of(heads)?.map(|(config, naming)| Kind { config, naming }))
+    match of(heads)? {
+        Some((config, naming)) => Ok(Some(Kind { config, naming, device: device? })),
+        None => Ok(None),
+    }
 }
+
+/// The one device that all tensors go to.
+///
+/// Fails with `Mismatch` if they go to several.
+fn device_of(checkpoint: &OpenCheckpoint, options: &PlanOptions) -> Result<Device> {
+    let with_data = checkpoint.tensors.iter().filter(|it| it.backing != Backing::Meta);
+    let mut places = with_data.map(|it| (it.name.as_str(), options.device_of(&it.name)));
+    let Some((first, device)) = places.next() else { return Ok(options.device) };
+    match places.find(|(_, it)| *it != device) {
+        None => Ok(device),
+        Some((stray, elsewhere)) => {
+            let expected = format!("all of the model on one device, as `{first}` on {device}");
+            Err(Fault::new(expected, elsewhere.to_string()).tensor(stray).hint(ONE_DEVICE).mismatch())
+        }
+    }
+}
+
+/// What to do with a model that is spread over devices.
+const ONE_DEVICE: &str =
+    "the forward pass runs on one device: leave --device-map out, and name it with --device";
 
 /// Which GPT-2 this is, for those who can do without: the error says why there is no forward pass on the probe.
 pub(crate) fn recognise_or_skip(
     checkpoint: &OpenCheckpoint,
     heads: Option<usize>,
-    device: Device,
+    options: &PlanOptions,
 ) -> Result<Kind, String> {
-    let kind = recognise(checkpoint, heads, device).map_err(|error| error.to_string())?;
-    let Kind { config, naming } = kind.ok_or("this is no GPT-2")?;
+    let kind = recognise(checkpoint, heads, options).map_err(|error| error.to_string())?;
+    let kind = kind.ok_or("this is no GPT-2")?;
+    let config = &kind.config;
     if config.context_length < PROBE.len() || PROBE.iter().any(|&it| it as usize >= config.vocab_size) {
         return Err(format!("this GPT-2 is too small for tokens {PROBE:?}"));
     }
-    Ok(Kind { config, naming })
+    Ok(kind)
 }
 
 fn heads_beside(checkpoint: &OpenCheckpoint) -> Result<Option<usize>> {
@@ -112,11 +144,14 @@ pub(crate) fn initial_values(
     checkpoint: &OpenCheckpoint,
     strategy: Strategy,
     heads: Option<usize>,
+    options: &PlanOptions,
 ) -> Option<Box<InitialValues>> {
     if !matches!(strategy, Strategy::Naive | Strategy::Sequential) {
         return None;
     }
-    let Kind { config, naming } = recognise_or_skip(checkpoint, heads, Device::Host).ok()?;
+    // They are made on the host, of `float32`, wherever the model goes then.
+    let on_host = PlanOptions { casts: options.casts.clone(), ..PlanOptions::default() };
+    let Kind { config, naming, .. } = recognise_or_skip(checkpoint, heads, &on_host).ok()?;
     let tensors = (naming == Naming::Notebook).then(|| init::tensors(&config).ok())??;
     let tensors: HashMap<_, _> = tensors.into_iter().map(|it| (it.name.clone(), it)).collect();
     Some(Box::new(move |name, bytes| match tensors.get(name) {
@@ -161,7 +196,7 @@ fn forward_on_gpu(
     for (name, view) in state.iter() {
         let Bytes::OnGpu { memory, start_byte, .. } = view.bytes else {
             let fault = Fault::new("all of the model on one device", "a part on the host").tensor(name);
-            return Err(fault.hint("load it to one device: leave --device-map out").mismatch());
+            return Err(fault.hint(ONE_DEVICE).mismatch());
         };
         context = context.or(Some(memory.context()));
         tensors.push(GpuTensor { name, dtype: view.dtype, shape: view.shape, memory, start_byte });

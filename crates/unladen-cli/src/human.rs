@@ -53,6 +53,11 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     if bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err("too large".to_owned()) }
 }
 
+/// What [`parse_bytes`] reads again.
+pub(crate) fn unparse_bytes(n_bytes: u64) -> String {
+    if n_bytes == u64::MAX { "none".to_owned() } else { n_bytes.to_string() }
+}
+
 /// `0.123`, `12.3`.
 pub(crate) fn seconds(seconds: f64) -> String {
     let n_decimals = if seconds < 10.0 { 3 } else { 1 };
@@ -68,6 +73,9 @@ mod tests {
         let known = ["0", "4096", "64MiB", "64 m", "1.5GiB", "9007199254740993", "none"];
         let read: Vec<u64> = known.iter().map(|it| parse_bytes(it).unwrap()).collect();
         assert_eq!(read, [0, 4096, 64 << 20, 64 << 20, 3 << 29, 9_007_199_254_740_993, u64::MAX]);
+        for n_bytes in [0, 4097, u64::MAX - 1, u64::MAX] {
+            assert_eq!(parse_bytes(&unparse_bytes(n_bytes)), Ok(n_bytes));
+        }
         for wrong in ["", "MiB", "-1", "1.2.3", "7 apples", "99999999999 TiB", "99999999999.5TiB"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }

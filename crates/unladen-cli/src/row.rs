@@ -25,6 +25,8 @@ pub(crate) struct Row {
     pub(crate) host_peak_anon_bytes: u64,
     pub(crate) host_peak_rss_bytes: u64,
     pub(crate) device_peak_bytes: u64,
+    /// By how much the driver's free memory shrank at most, on all GPUs together; nothing: there were none.
+    pub(crate) driver_peak_bytes: Option<u64>,
     /// Each device by itself, GPUs with the driver's figure.
     pub(crate) devices: Vec<DeviceRow>,
     /// Staging for GPUs was pinned; nothing: there was none.

@@ -4,24 +4,16 @@
 #[path = "../../unladen/tests/common/fake_driver.rs"]
 mod fake_driver;
 
+#[path = "common/program.rs"]
+mod program;
+
 use fake_driver::Fake;
+use program::run;
 use serde_json::{Value, json};
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{path::Path, process::Command};
 
 fn unladen() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_unladen"));
-    command.arg("devices").stdin(Stdio::null());
-    command
-}
-
-/// Exit code, result and words.
-fn run(command: &mut Command) -> (i32, String, String) {
-    let output = command.output().unwrap();
-    let [out, err] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
-    (output.status.code().unwrap(), out, err)
+    program::unladen(&["devices"])
 }
 
 fn assert_host(device: &Value) {

@@ -4,39 +4,12 @@
 #[path = "../../unladen/tests/common/fake_driver.rs"]
 mod fake_driver;
 
+#[path = "common/program.rs"]
+mod program;
+
 use fake_driver::Fake;
+use program::{run, text, tiny, unladen};
 use serde_json::Value;
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
-use tempfile::TempDir;
-
-fn unladen(words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_unladen"));
-    command.args(words).stdin(Stdio::null());
-    command
-}
-
-/// Exit code, result and words.
-fn run(command: &mut Command) -> (i32, String, String) {
-    let output = command.output().unwrap();
-    let [out, err] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
-    (output.status.code().unwrap(), out, err)
-}
-
-/// A GPT-2 of 33 MiB, and the folder that it lies in.
-fn tiny() -> (PathBuf, TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("tiny.safetensors");
-    let (code, _, err) = run(&mut unladen(&["gpt2", "save", text(&path), "--size", "tiny"]));
-    assert_eq!(code, 0, "{err}");
-    (path, folder)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// A GPU with memory for a few of these, as slow as one that somebody can look at.
 const SMALL_GPU: &str = "memory 209715200\npoison off\ndelay_us 3000";
@@ -54,7 +27,7 @@ const STEPS: [&str; 7] = [
 #[test]
 fn after_every_fault_the_memory_is_free_and_the_next_load_is_right() {
     let Some(fake) = Fake::new() else { return };
-    let (path, _folder) = tiny();
+    let (path, _folder) = tiny("tiny.safetensors");
     fake.tell(SMALL_GPU);
     let words = ["gpu-faults", text(&path), "--device", "cuda:1", "--host-budget", "8MiB"];
     let (code, out, err) = run(fake.set_up(&mut unladen(&[&words[..], &["--json"]].concat())));
@@ -81,7 +54,7 @@ fn after_every_fault_the_memory_is_free_and_the_next_load_is_right() {
 #[test]
 fn memory_that_does_not_come_back_is_noticed() {
     let Some(fake) = Fake::new() else { return };
-    let (path, _folder) = tiny();
+    let (path, _folder) = tiny("tiny.safetensors");
     // One load's stays with the driver, as if it had leaked: behind that of the first one, and of what filled the GPU.
     fake.tell(&format!("{SMALL_GPU}\nfail cuMemFree_v2 3 999"));
     let words = ["gpu-faults", text(&path), "--host-budget", "8MiB"];
@@ -95,7 +68,7 @@ fn memory_that_does_not_come_back_is_noticed() {
 #[test]
 fn a_load_tells_what_the_driver_took_apart_from_its_own() {
     let Some(fake) = Fake::new() else { return };
-    let (path, _folder) = tiny();
+    let (path, _folder) = tiny("tiny.safetensors");
     let words = ["load", text(&path), "--device", "cuda:0", "--host-budget", "8MiB", "--json"];
     let (code, out, err) = run(fake.set_up(&mut unladen(&words)));
     assert_eq!((code, err.as_str()), (0, ""));

@@ -41,7 +41,7 @@ use unladen::{DType, error::Result};
 const FLOATS: Floats = Floats {
     dtypes: &[DType::F32, DType::F16, DType::BF16],
     spelled: "float32, float16 or bfloat16",
-    hint: "the forward pass on a GPU takes these three; cast the checkpoint to one of them",
+    hint: "the forward pass on a GPU takes these three: cast on the way, as with --dtype f32",
 };
 
 /// As [`crate::recognise`], of weights that may be 16-bit floats.

@@ -23,7 +23,7 @@ pub(crate) struct Floats {
 pub(crate) const HOST_FLOATS: Floats = Floats {
     dtypes: &[DType::F32],
     spelled: "float32",
-    hint: "the forward pass computes in float32; cast the checkpoint to it",
+    hint: "the forward pass on the host takes no other: cast on the way, as with --dtype f32",
 };
 
 /// A tensor as far as it is known before a load: its name, dtype and shape.

@@ -22,7 +22,7 @@ use crate::{
     source::FileSet,
     tensor::{FileId, TensorId},
 };
-use gpus::Gpus;
+use gpus::{Ask, Gpus};
 use std::{path::Path, sync::Arc};
 use stream::Stream;
 use upload::Upload;
@@ -110,10 +110,17 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<(StateDict<'a>, Used
                 let upload = Upload { staging, rooms, scratch, reads, paths, n_threads };
                 let why_pageable = upload.run(&mut slots, io)?;
                 gpus.staged(why_pageable);
+                gpus.look(Ask::Always, &run.ledger)?;
             }
             Step::Populate { slot, ranges } => copy::populate(*slot, ranges, &slots, n_threads, io)?,
-            Step::Copy(copy) => copy::copy(copy, &mut slots, n_threads, io)?,
-            Step::Release(slot) => slots[slot.0 as usize] = None,
+            Step::Copy(copy) => {
+                copy::copy(copy, &mut slots, n_threads, io)?;
+                gpus.look(Ask::IfMoreIsHeld, &run.ledger)?;
+            }
+            Step::Release(slot) => {
+                gpus.look(Ask::IfMoreIsHeld, &run.ledger)?;
+                slots[slot.0 as usize] = None;
+            }
             Step::HandOver { tensor, slot, start_byte, layout } => {
                 let at = Placed { arena: 0, start_byte: *start_byte, layout: layout.clone() };
                 placed.push((*tensor, *slot, at));
@@ -121,6 +128,8 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<(StateDict<'a>, Used
         }
         (run.after_step)(number, run.ledger.get().0);
     }
+    // What was reserved for tensors without bytes, say, was never copied to.
+    gpus.look(Ask::IfMoreIsHeld, &run.ledger)?;
     io.files.check_unchanged()?;
     // Opening a file again compares it with what it was.
     mapped.iter().try_for_each(|file| io.files.file(file.0 as usize)?.check_unchanged())?;

@@ -270,7 +270,7 @@ impl Error {
                 "allow the bytes that it needs (--host-budget); of all strategies `stream` needs least"
             }
             Error::OverBudget { limit: Limit::DeviceBudget, .. } => {
-                "allow the bytes that it needs (--device-budget), or cast to a smaller type (--dtype bf16)"
+                "allow the bytes that it needs (--device-budget), cast to a smaller type (--dtype bf16), or let a part go elsewhere (--device-map)"
             }
             Error::OverBudget { limit: Limit::FreeDeviceMemory, .. } => {
                 "free memory on the GPU (`nvidia-smi` shows who holds it), cast to a smaller type (--dtype bf16), or leave a part on the host (--device-map)"
@@ -289,14 +289,24 @@ impl Error {
 
 /// What to try when a device fails, by words that the message has: the driver's own names of errors, and ours.
 const DEVICE_HINTS: &[(&str, &str)] = &[
-    ("built without CUDA", "build it with the feature `cuda`, or use --device host"),
+    (
+        "built without CUDA",
+        "build it with the feature `cuda`, which it has unless --no-default-features takes it away, or use --device host",
+    ),
     (
         "no NVIDIA driver",
         "install the NVIDIA driver and check `nvidia-smi` (a container is given GPUs by `--gpus all`), or use --device host",
     ),
     ("driver is too old", "install a newer NVIDIA driver, or use --device host"),
+    (
+        "no such GPU",
+        "`unladen devices` lists those that there are; what CUDA_VISIBLE_DEVICES leaves out is hidden, and the others are numbered from 0",
+    ),
     ("no such device", "`unladen devices` lists those that there are"),
-    ("no such GPU", "`unladen devices` lists those that there are; CUDA_VISIBLE_DEVICES hides the others"),
+    (
+        "not in the host's memory",
+        "fetch its bytes with `TensorView::for_each_chunk`, or load it to the host (--device host)",
+    ),
     (
         "CUDA_ERROR_STUB_LIBRARY",
         "the libcuda.so that was found is the toolkit's, for linking only: take its folder (`stubs`) out of LD_LIBRARY_PATH, install the NVIDIA driver, or use --device host",
@@ -304,7 +314,7 @@ const DEVICE_HINTS: &[(&str, &str)] = &[
     ("CUDA_ERROR_NO_DEVICE", "check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use --device host"),
     (
         "CUDA_ERROR_OUT_OF_MEMORY",
-        "end what else uses the GPU (`nvidia-smi` shows it), allow less (--device-budget), or cast to a smaller type (--dtype bf16)",
+        "end what else uses the GPU (`nvidia-smi` shows it), cast to a smaller type (--dtype bf16), or leave a part on the host or on another GPU (--device-map)",
     ),
     (
         "CUDA_ERROR_DEVICE_UNAVAILABLE",
@@ -362,7 +372,7 @@ mod tests {
             error.hint().to_owned()
         };
         let full = "cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY (out of memory) for 9 bytes, 8 of 10 bytes are free";
-        assert!(hint(full).contains("--device-budget"));
+        assert!(hint(full).contains("--device-map"));
         assert!(hint("cuCtxSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (an illegal...)").contains("start again"));
         assert_eq!(hint("this build loads to `host` only"), "use --device host");
         // None is hidden behind one that comes first.

@@ -1,5 +1,6 @@
 //! `unladen compare`: every way of loading, each in a fresh process, side by side.
 
+mod digests;
 mod report;
 mod workbench;
 
@@ -9,12 +10,16 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-use unladen::{Device, Error, Format, OpenCheckpoint, Result, Strategy, cuda::Context, error::Fault, memory};
+use unladen::{
+    Device, Error, Format, OpenCheckpoint, PlanOptions, Result, Strategy, cuda::Context, error::Fault, memory,
+};
 use workbench::Workbench;
 
 /// Why there is no row.
 struct Failure {
     words: String,
+    /// What to try next; empty: nobody said.
+    hint: String,
     /// The process did not end by itself: killed for memory, say.
     is_crash: bool,
 }
@@ -29,8 +34,10 @@ struct Outcome {
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     // Before gigabytes are saved for a GPU that is not there. Let go of again: the loads are other processes.
-    if let Device::Cuda(ordinal) = args.device {
-        Context::open(ordinal)?;
+    for device in args.way.options().devices() {
+        if let Device::Cuda(ordinal) = device {
+            Context::open(ordinal)?;
+        }
     }
     let mut bench = Workbench::new(args.dir.clone())?;
     let path = match &args.file {
@@ -44,6 +51,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let wants_folder = strategies.contains(&Strategy::PerTensor);
     let folder = if wants_folder { folder_of(&checkpoint, args, &mut bench) } else { Ok(path.clone()) };
     introduce(&checkpoint, args);
+    let of_file = digests::of_file(&checkpoint, args)?;
 
     let mut outcomes = Vec::new();
     for strategy in strategies {
@@ -52,18 +60,20 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
             (Strategy::PerTensor, Ok(folder)) => one(strategy, folder, args, &bench)?,
             (Strategy::PerTensor, Err(error)) => {
                 let reason = format!("the checkpoint could not be saved as one file per tensor: {error}");
-                let failure = Failure { words: reason, is_crash: false };
+                let failure = Failure { words: reason, hint: error.hint().to_owned(), is_crash: false };
                 Outcome { strategy, result: Err(failure), logits: None }
             }
             _ => one(strategy, &path, args, &bench)?,
         });
     }
-    report::print(&outcomes, &checkpoint, args);
+    // Whoever stops us stops the last load, too, which is no failure of its own.
+    watch::progress().check(&path)?;
+    report::print(&outcomes, of_file.as_deref(), &checkpoint, args);
     let why_pageable = outcomes.iter().find_map(|it| it.result.as_ref().ok()?.why_pageable.as_deref());
     if let Some(why) = why_pageable {
         out::words(&pinning::warning_of_load(why));
     }
-    agree(&outcomes, &path)
+    agree(&outcomes, of_file.as_deref(), &path)
 }
 
 /// Says what is compared and how, before it takes its time.
@@ -79,16 +89,17 @@ fn introduce(checkpoint: &OpenCheckpoint, args: &CompareArgs) {
         checkpoint.tensors.len(),
         human::bytes(checkpoint.len_bytes())
     ));
-    if let Err(reason) = gpt2_file::recognise_or_skip(checkpoint, args.heads, args.device) {
+    args.way.unused(checkpoint).iter().for_each(|it| out::words(it));
+    if let Err(reason) = gpt2_file::recognise_or_skip(checkpoint, args.heads, &options(args)) {
         out::words(&format!(
             "{reason}: zeroed tensors of its shapes stand for the model, and the forward pass is skipped"
         ));
     }
 }
 
-/// A budget, as `load` takes it.
-fn budget(len_bytes: u64) -> String {
-    if len_bytes == u64::MAX { "none".to_owned() } else { len_bytes.to_string() }
+/// What each load is told, but for its strategy.
+fn options(args: &CompareArgs) -> PlanOptions {
+    PlanOptions { host_budget_bytes: args.host_budget, ..args.way.options() }
 }
 
 /// The checkpoint as one file per tensor: itself, or saved again.
@@ -103,47 +114,48 @@ fn folder_of(checkpoint: &OpenCheckpoint, args: &CompareArgs, bench: &mut Workbe
 fn one(strategy: Strategy, file: &Path, args: &CompareArgs, bench: &Workbench) -> Result<Outcome> {
     watch::with_bar(if args.cold { "evicting" } else { "warming" }, || prepare_cache(file, args))?;
     let logits_file = bench.scratch(&format!("{strategy}.logits"));
-    let program =
-        std::env::current_exe().map_err(|source| Error::io(Path::new("unladen"), "find itself", source))?;
-    let mut command = Command::new(&program);
-    command.args([
-        "load",
-        "--json",
-        "--digest",
-        "--strategy",
-        strategy.name(),
-        "--device",
-        &args.device.to_string(),
-        "--host-budget",
-        &budget(args.host_budget),
-        "--device-budget",
-        &budget(args.device_budget),
-        "--dtype",
-        &args.dtype.to_string(),
-    ]);
-    command.args(args.io.iter().flat_map(|path| ["--io", path.name()]));
+    let mut words = args.way.words();
+    words.push(format!("--host-budget={}", human::unparse_bytes(args.host_budget)));
     // What was saved again has been restricted, and checked, already.
     let is_copy = args.file.as_deref() != Some(file);
-    command.args(if is_copy { args.open.words_of_copy() } else { args.open.words() });
-    command.args(args.heads.iter().flat_map(|heads| ["--heads".to_owned(), heads.to_string()]));
-    command.arg("--logits-to").arg(&logits_file).arg("--").arg(file);
-    command.stdin(Stdio::null());
-    let output = watch::with_bar(strategy.name(), || command.output());
-    let output = output.map_err(|source| Error::io(&program, "start a load", source))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let result = match serde_json::from_str(text.trim()) {
-        Ok(row) if output.status.success() => Ok(row),
-        _ => {
-            let words = String::from_utf8_lossy(&output.stderr);
-            let error = words.lines().find_map(|line| line.strip_prefix("error: "));
-            let is_crash = output.status.code() != Some(1);
-            Err(Failure { words: error.map_or_else(|| output.status.to_string(), str::to_owned), is_crash })
-        }
-    };
+    words.extend(if is_copy { args.open.words_of_copy() } else { args.open.words() });
+    words.extend(args.heads.iter().map(|heads| format!("--heads={heads}")));
+    let result = load(strategy, strategy.name(), &words, Some(&logits_file), file)?;
     let logits = fs::read(&logits_file).ok().map(|bytes| {
         bytes.chunks_exact(4).map(|it| f32::from_le_bytes([it[0], it[1], it[2], it[3]])).collect()
     });
     Ok(Outcome { strategy, result, logits })
+}
+
+/// Runs `unladen load` in a process of its own, with a bar that says `what`.
+fn load(
+    strategy: Strategy,
+    what: &'static str,
+    words: &[String],
+    logits_to: Option<&Path>,
+    file: &Path,
+) -> Result<Result<Row, Failure>> {
+    let program =
+        std::env::current_exe().map_err(|source| Error::io(Path::new("unladen"), "find itself", source))?;
+    let mut command = Command::new(&program);
+    command.args(["load", "--json", "--digest", "--strategy", strategy.name()]).args(words);
+    if let Some(logits_to) = logits_to {
+        command.arg("--logits-to").arg(logits_to);
+    }
+    command.arg("--").arg(file).stdin(Stdio::null());
+    let output = watch::with_bar(what, || command.output());
+    let output = output.map_err(|source| Error::io(&program, "start a load", source))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(match serde_json::from_str(text.trim()) {
+        Ok(row) if output.status.success() => Ok(row),
+        _ => {
+            let words = String::from_utf8_lossy(&output.stderr);
+            let said = |what: &str| words.lines().find_map(|line| line.strip_prefix(what)).map(str::to_owned);
+            let is_crash = output.status.code() != Some(1);
+            let error = said("error: ").unwrap_or_else(|| output.status.to_string());
+            Err(Failure { words: error, hint: said("hint: ").unwrap_or_default(), is_crash })
+        }
+    })
 }
 
 fn prepare_cache(path: &Path, args: &CompareArgs) -> Result<()> {
@@ -176,15 +188,15 @@ fn prepare_cache(path: &Path, args: &CompareArgs) -> Result<()> {
     Ok(())
 }
 
-/// Every load gave the same tensors, and every forward pass the same logits.
-fn agree(outcomes: &[Outcome], path: &Path) -> Result<()> {
+/// Every load gave the tensors of the file, and every forward pass the same logits.
+fn agree(outcomes: &[Outcome], of_file: Option<&str>, path: &Path) -> Result<()> {
     let mut loaded = outcomes.iter().filter_map(|it| Some((it, it.result.as_ref().ok()?)));
-    let Some((first, first_row)) = loaded.next() else {
-        let failed =
-            outcomes.iter().find_map(|it| Some(it.result.as_ref().err()?.words.clone())).unwrap_or_default();
-        return Err(Fault::new("at least one strategy that loads", failed).mismatch().in_file(path));
+    let Some((first, _)) = loaded.next() else {
+        let failed = outcomes.iter().find_map(|it| it.result.as_ref().err());
+        let (words, hint) = failed.map(|it| (it.words.clone(), it.hint.clone())).unwrap_or_default();
+        let fault = Fault::new("at least one strategy that loads", words).hint(hint);
+        return Err(fault.mismatch().in_file(path));
     };
-    let text = |digest: &Option<String>| digest.clone().unwrap_or_else(|| "none".to_owned());
     if let Some(crashed) = outcomes.iter().find(|it| it.result.as_ref().is_err_and(|it| it.is_crash)) {
         let expected = format!("`{}` to end by itself", crashed.strategy);
         let found = crashed.result.as_ref().err().map(|it| it.words.clone()).unwrap_or_default();
@@ -192,23 +204,20 @@ fn agree(outcomes: &[Outcome], path: &Path) -> Result<()> {
             "killed for memory? look at the predicted peaks with `unladen load --json`, and at `dmesg`";
         return Err(Fault::new(expected, found).hint(hint).unsupported().in_file(path));
     }
+    let found =
+        outcomes.iter().filter_map(|it| Some((it.strategy, it.result.as_ref().ok()?.digest.as_deref())));
+    digests::check(of_file, found).map_err(|error| error.in_file(path))?;
     for (outcome, row) in loaded {
-        let differ = |what: &str, expected: String, found: String| {
-            let expected = format!("the {what} of `{}`, {expected}", first.strategy);
-            Err(Fault::new(expected, format!("that of `{}`, {found}", outcome.strategy))
-                .mismatch()
-                .in_file(path))
-        };
-        if row.digest != first_row.digest {
-            return differ("digest", text(&first_row.digest), text(&row.digest));
-        }
         let distance = match (&first.logits, &outcome.logits) {
             (Some(one), Some(other)) => gpt2_file::distance(one, other),
             (None, None) => 0.0,
             _ => f32::INFINITY,
         };
         if distance > gpt2_file::MAX_DISTANCE {
-            return differ("logits", "0".to_owned(), format!("{distance} away"));
+            let expected = format!("the logits of `{}`", first.strategy);
+            let found = format!("those of `{}`, {distance} away", row.strategy);
+            let hint = "the bytes are the same, so what computes with them failed: try again, and with --device host";
+            return Err(Fault::new(expected, found).hint(hint).mismatch().in_file(path));
         }
     }
     Ok(())

@@ -7,8 +7,8 @@ use crate::{
 };
 use std::{path::Path, thread, time::Instant};
 use unladen::{
-    Device, Error, Intent, Loaded, OpenOptions, Result, RunOptions, checkpoint::Root, engine::Staging,
-    error::Fault, save as saving,
+    Device, Error, Intent, Loaded, OpenCheckpoint, OpenOptions, PlanOptions, Result, RunOptions,
+    checkpoint::Root, engine::Staging, error::Fault, save as saving,
 };
 
 pub(crate) fn save(args: &SaveArgs) -> Result<()> {
@@ -26,16 +26,18 @@ pub(crate) fn save(args: &SaveArgs) -> Result<()> {
 }
 
 pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
+    let model = Model::open(&args.file, &args.open, &args.how, args.heads)?;
     // A GPU's driver compiles the kernels while the weights come.
     let (loaded, kernels) = thread::scope(|scope| {
-        let kernels = scope.spawn(|| gpt2_file::kernels_for(args.how.device));
-        let loaded = load(&args.file, &args.open, &args.how, args.heads);
+        let kernels = scope.spawn(|| gpt2_file::kernels_for(model.kind.device));
+        let loaded = model.load();
         (loaded, kernels.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
-    let ((loaded, kind), kernels) = (loaded?, kernels?);
+    let (loaded, kernels) = (loaded?, kernels?);
     let began = Instant::now();
-    let logits =
-        watch::with_bar("computing", || gpt2_file::forward(&loaded.state, &kind, &args.tokens, kernels))?;
+    let logits = watch::with_bar("computing", || {
+        gpt2_file::forward(&loaded.state, &model.kind, &args.tokens, kernels)
+    })?;
     let forward_s = began.elapsed().as_secs_f64();
     let vocab_size = logits.len() / args.tokens.len();
     if args.json {
@@ -66,46 +68,58 @@ pub(crate) fn forward(args: &ForwardArgs) -> Result<()> {
 const N_SHOWN: usize = 5;
 
 pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
-    let devices = args.how.options(Intent::ReadOnly).devices();
-    if let Some(device) = devices.into_iter().find(|it| *it != Device::Host) {
+    let model = Model::open(&args.file, &args.open, &args.how, args.heads)?;
+    if model.kind.device != Device::Host {
         let message = "text is generated on the host only, so far".to_owned();
-        return Err(Error::Device { device: device.to_string(), message });
+        return Err(Error::Device { device: model.kind.device.to_string(), message });
     }
-    let (loaded, kind) = load(&args.file, &args.open, &args.how, args.heads)?;
+    let loaded = model.load()?;
     let began = Instant::now();
+    let (state, kind) = (&loaded.state, &model.kind);
     let n_tokens =
-        gpt2_file::generate(&loaded.state, &kind, &args.file, &args.prompt, args.tokens, out::result_piece)?;
+        gpt2_file::generate(state, kind, &args.file, &args.prompt, args.tokens, out::result_piece)?;
     let generate_s = began.elapsed().as_secs_f64();
     out::result("");
     out::words(&format!("{n_tokens} tokens in {} s", human::seconds(generate_s)));
     Ok(())
 }
 
-fn load(
-    path: &Path,
-    open: &OpenArgs,
-    how: &HowArgs,
-    heads: Option<usize>,
-) -> Result<(Loaded<'static>, Kind)> {
-    // A model is a state dict: beside other things, it is the one that is meant unless the user names another.
-    let root = open.root.clone().or(Some(Root::Auto));
-    let checkpoint = unladen::open_with(path, &OpenOptions { root, ..open.options() })?;
-    checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
-    let kind = gpt2_file::recognise(&checkpoint, heads, how.device)?.ok_or_else(|| {
-        let found = format!("{} tensors of other names", checkpoint.tensors.len());
-        Fault::new("the tensors of a GPT-2, in the notebook's names or Hugging Face's", found)
-            .hint("`unladen load` and `unladen compare` take any checkpoint")
-            .mismatch()
-            .in_file(path)
-    })?;
-    let began = Instant::now();
-    let plan = checkpoint.plan(&how.options(Intent::ReadOnly))?;
-    let options = RunOptions { progress: Some(watch::progress()), ..RunOptions::default() };
-    let loaded = watch::with_bar("loading", || checkpoint.run(&plan, options))?;
-    let strategy = plan.strategy();
-    out::words(&format!("loaded with `{strategy}` in {} s", human::seconds(began.elapsed().as_secs_f64())));
-    if let Some(why) = loaded.gpus.staging.as_ref().and_then(Staging::why_pageable) {
-        out::words(&pinning::warning_of_load(why));
+/// A GPT-2 that is known to run once it is loaded. Its headers were read, no more.
+struct Model {
+    checkpoint: OpenCheckpoint,
+    options: PlanOptions,
+    kind: Kind,
+}
+
+impl Model {
+    fn open(path: &Path, open: &OpenArgs, how: &HowArgs, heads: Option<usize>) -> Result<Model> {
+        // A model is a state dict: beside other things, it is the one that is meant unless the user names another.
+        let root = open.root.clone().or(Some(Root::Auto));
+        let checkpoint = unladen::open_with(path, &OpenOptions { root, ..open.options() })?;
+        checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
+        let options = how.options(Intent::ReadOnly);
+        let kind = gpt2_file::recognise(&checkpoint, heads, &options)?.ok_or_else(|| {
+            let found = format!("{} tensors of other names", checkpoint.tensors.len());
+            Fault::new("the tensors of a GPT-2, in the notebook's names or Hugging Face's", found)
+                .hint("`unladen load` and `unladen compare` take any checkpoint")
+                .mismatch()
+                .in_file(path)
+        })?;
+        how.way.unused(&checkpoint).iter().for_each(|it| out::words(it));
+        Ok(Model { checkpoint, options, kind })
     }
-    Ok((loaded, kind))
+
+    fn load(&self) -> Result<Loaded<'static>> {
+        let began = Instant::now();
+        let plan = self.checkpoint.plan(&self.options)?;
+        let options = RunOptions { progress: Some(watch::progress()), ..RunOptions::default() };
+        let loaded = watch::with_bar("loading", || self.checkpoint.run(&plan, options))?;
+        let strategy = plan.strategy();
+        let load_s = began.elapsed().as_secs_f64();
+        out::words(&format!("loaded with `{strategy}` in {} s", human::seconds(load_s)));
+        if let Some(why) = loaded.gpus.staging.as_ref().and_then(Staging::why_pageable) {
+            out::words(&pinning::warning_of_load(why));
+        }
+        Ok(loaded)
+    }
 }

@@ -51,7 +51,8 @@ struct Bench<'a> {
 
 pub(crate) fn run(args: &GpuFaultsArgs) -> Result<()> {
     let Device::Cuda(ordinal) = args.device else {
-        return Err(Fault::new("a GPU, such as cuda:0", args.device.to_string()).mismatch());
+        let fault = Fault::new("a GPU, such as cuda:0", args.device.to_string());
+        return Err(fault.hint("name one with --device; `unladen devices` lists them").mismatch());
     };
     let path = &args.file;
     let context = Context::open(ordinal)?;
@@ -80,7 +81,10 @@ pub(crate) fn run(args: &GpuFaultsArgs) -> Result<()> {
         0 => Ok(()),
         broken => {
             let found = format!("{broken} that did not");
-            Err(Fault::new("steps that leave the GPU as they found it", found).mismatch().in_file(path))
+            let fault = Fault::new("steps that leave the GPU as they found it", found).hint(
+                "end what else takes the GPU's memory meanwhile (`nvidia-smi` shows it), and try again; without it, please report this",
+            );
+            Err(fault.mismatch().in_file(path))
         }
     }
 }

@@ -20,6 +20,7 @@ use unladen::{
     TensorBuffer,
     cuda::Context,
     engine::Staging,
+    error::Fault,
     memory,
     memory::{Measured, Method},
     tensor::Layout,
@@ -54,8 +55,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let touched = if loaded.state.is_mapped() { Method::Sampled } else { Method::HighWater };
     let (forward_s, forward) = match &args.logits_to {
         Some(to) => {
-            let (forward_s, forward) =
-                memory::measure(touched, || forward(&checkpoint, &loaded, args.heads, args.how.device, to));
+            let (forward_s, forward) = memory::measure(touched, || forward(&checkpoint, &loaded, args, to));
             (forward_s?, Some(forward))
         }
         None => (None, None),
@@ -65,6 +65,8 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let mut row = row_of(&checkpoint, &plan, budget_bytes, load_s, &measured, &cached_before);
     row.device_peak_bytes = loaded.peaks.device_bytes.total_bytes();
     row.devices = device_rows(&plan, &loaded);
+    row.driver_peak_bytes =
+        row.devices.iter().filter_map(|it| it.driver_peak_bytes).reduce(|sum, it| sum + it);
     row.is_mapped = loaded.state.is_mapped();
     let staging = loaded.gpus.staging.as_ref();
     row.is_pinned = staging.map(|it| it.why_pageable().is_none());
@@ -82,9 +84,8 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
             Some(watch::with_bar("hashing", || verify::digest_of(&loaded.state, path, watch::progress()))?);
     }
     report(&row, args.json);
-    let unused = args.how.dtype.unused(checkpoint.tensors.iter().map(|it| it.name.as_str()));
-    unused.iter().for_each(|it| out::words(&format!("warning: `{it}` decides about no tensor")));
-    args.how.unused_devices(&checkpoint).iter().for_each(|it| out::words(it));
+    args.how.way.unused(&checkpoint).iter().for_each(|it| out::words(it));
+    args.how.way.frees_none_singly(&plan).iter().for_each(|it| out::words(it));
     if let Some(why) = &row.why_pageable {
         out::words(&pinning::warning_of_load(why));
     }
@@ -107,8 +108,9 @@ fn open_gpus(args: &LoadArgs) -> Vec<Context> {
 fn load(path: &Path, args: &LoadArgs) -> Result<(OpenCheckpoint, Loaded<'static>, f64, LoadPlan)> {
     let began = Instant::now();
     let checkpoint = unladen::open_with(path, &args.open.options())?;
-    let plan = checkpoint.plan(&args.how.options(Intent::Private))?;
-    let initial_values = gpt2_file::initial_values(&checkpoint, plan.strategy(), args.heads);
+    let plan_options = args.how.options(Intent::Private);
+    let plan = checkpoint.plan(&plan_options)?;
+    let initial_values = gpt2_file::initial_values(&checkpoint, plan.strategy(), args.heads, &plan_options);
     let options = RunOptions {
         progress: Some(watch::progress()),
         initial_values: initial_values.as_deref(),
@@ -145,6 +147,10 @@ const TOUCH_BYTES: usize = 16 << 20;
 fn refill(path: &Path, args: &LoadArgs, cached_before: &HashMap<PathBuf, Option<u64>>) -> Result<()> {
     let checkpoint = unladen::open_with(path, &args.open.options())?;
     let options = args.how.options(Intent::Private);
+    if let Some(device) = options.devices().into_iter().find(|it| *it != Device::Host) {
+        let fault = Fault::new("a load to the host, whose memory can be filled again", device.to_string());
+        return Err(fault.hint("leave --refill out, or load to the host (--device host)").unsupported());
+    }
     let mut memory: HashMap<&str, (&Layout, Vec<u8>)> = HashMap::new();
     let sizes = LoadPlan::into_caller_memory(&checkpoint, &options, &checkpoint.machine(&options))?;
     for (tensor, layout) in sizes.layouts() {
@@ -201,6 +207,7 @@ fn row_of(
         host_peak_anon_bytes: measured.peak_anon_bytes,
         host_peak_rss_bytes: measured.peak_rss_bytes,
         device_peak_bytes: 0,
+        driver_peak_bytes: None,
         devices: Vec::new(),
         is_pinned: None,
         why_pageable: None,
@@ -240,11 +247,11 @@ fn report(row: &Row, json: bool) {
 fn forward(
     checkpoint: &OpenCheckpoint,
     loaded: &Loaded<'_>,
-    heads: Option<usize>,
-    device: Device,
+    args: &LoadArgs,
     to: &Path,
 ) -> Result<Option<f64>> {
-    let kind = match gpt2_file::recognise_or_skip(checkpoint, heads, device) {
+    let options = args.how.options(Intent::Private);
+    let kind = match gpt2_file::recognise_or_skip(checkpoint, args.heads, &options) {
         Ok(kind) => kind,
         Err(reason) => {
             out::words(&format!("forward pass skipped: {reason}"));

@@ -28,9 +28,8 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     } else {
         print(&report);
     }
-    let unused = options.casts.unused(checkpoint.tensors.iter().map(|it| it.name.as_str()));
-    unused.iter().for_each(|it| out::words(&format!("warning: `{it}` decides about no tensor")));
-    args.how.unused_devices(&checkpoint).iter().for_each(|it| out::words(it));
+    args.how.way.unused(&checkpoint).iter().for_each(|it| out::words(it));
+    args.how.way.frees_none_singly(&plan).iter().for_each(|it| out::words(it));
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(())
 }

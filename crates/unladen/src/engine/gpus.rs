@@ -6,10 +6,10 @@ use crate::{
     destination::Arena,
     device::{Device, PerDevice},
     error::{Fault, Result},
-    memory::Reservation,
+    memory::{Ledger, Reservation},
     plan::Copy,
 };
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// Opens a GPU by its ordinal: whoever opened it before the load keeps it open.
 pub type OpenGpu<'r> = &'r dyn Fn(u32) -> Result<Context>;
@@ -51,15 +51,33 @@ const COPY_BYTES: usize = 16 << 20;
 
 pub(super) struct Gpus<'r> {
     open: OpenGpu<'r>,
-    /// With what was free before the first reservation.
-    opened: HashMap<u32, (Context, u64)>,
+    /// By ordinal.
+    opened: BTreeMap<u32, Opened>,
     pub(super) used: UsedGpus,
+}
+
+struct Opened {
+    context: Context,
+    /// What was free before the first reservation.
+    free_bytes_at_first: u64,
+    /// The most that was held, by the ledger, whenever the driver was asked what is free.
+    asked_at_bytes: u64,
+}
+
+/// When the driver is asked what is free. It takes its time to answer, so thousands of reservations in a row are one
+/// question: the last of them tells what all took.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// In any case: it may have taken memory of its own, for kernels, say.
+    Always,
+    /// Where more is held than whenever it was asked before.
+    IfMoreIsHeld,
 }
 
 impl<'r> Gpus<'r> {
     pub(super) fn new(open: OpenGpu<'r>) -> Gpus<'r> {
         let used = UsedGpus { driver_peak_bytes: PerDevice::default(), staging: None };
-        Gpus { open, opened: HashMap::new(), used }
+        Gpus { open, opened: BTreeMap::new(), used }
     }
 
     /// Remembers an upload's staging. What was not pinned once stays so.
@@ -71,18 +89,35 @@ impl<'r> Gpus<'r> {
 
     /// Takes memory of a GPU.
     pub(super) fn reserve(&mut self, ordinal: u32, reservation: Reservation) -> Result<Memory> {
-        if !self.opened.contains_key(&ordinal) {
-            let context = (self.open)(ordinal)?;
-            let free_bytes = context.free_bytes()?;
-            self.opened.insert(ordinal, (context, free_bytes));
+        if let Some(gpu) = self.opened.get(&ordinal) {
+            return Memory::new(&gpu.context, reservation);
         }
-        let (context, before_bytes) = &self.opened[&ordinal];
-        let memory = Memory::new(context, reservation)?;
-        let taken_bytes = before_bytes.saturating_sub(context.free_bytes()?);
-        if let Some(peak_bytes) = self.used.driver_peak_bytes.get_mut(Device::Cuda(ordinal)) {
-            *peak_bytes = taken_bytes.max(*peak_bytes);
-        }
+        let context = (self.open)(ordinal)?;
+        let free_bytes_at_first = context.free_bytes()?;
+        let memory = Memory::new(&context, reservation)?;
+        self.opened.insert(ordinal, Opened { context, free_bytes_at_first, asked_at_bytes: 0 });
         Ok(memory)
+    }
+
+    /// Raises the driver's figure to what it says now. To be called while what it shall count is still held.
+    pub(super) fn look(&mut self, ask: Ask, ledger: &Ledger) -> Result<()> {
+        if self.opened.is_empty() {
+            return Ok(());
+        }
+        let held = ledger.get().0.device_bytes;
+        for (&ordinal, gpu) in &mut self.opened {
+            let device = Device::Cuda(ordinal);
+            let held_bytes = held.get(device);
+            if ask == Ask::IfMoreIsHeld && held_bytes <= gpu.asked_at_bytes {
+                continue;
+            }
+            gpu.asked_at_bytes = gpu.asked_at_bytes.max(held_bytes);
+            let taken_bytes = gpu.free_bytes_at_first.saturating_sub(gpu.context.free_bytes()?);
+            if let Some(peak_bytes) = self.used.driver_peak_bytes.get_mut(device) {
+                *peak_bytes = taken_bytes.max(*peak_bytes);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -186,6 +186,6 @@ mod tests {
     fn elements_that_are_repeated_cost_no_more_boxes_than_they_fill() {
         let n = 1 << 40;
         let layout = Layout::strided(DType::U8, &[n, 16], &[0, 1], 0).unwrap();
-        assert_eq!(whole(&layout).unwrap().boxes(1 << 20).count(), n * 16 >> 20);
+        assert_eq!(whole(&layout).unwrap().boxes(1 << 20).count(), (n * 16) >> 20);
     }
 }

@@ -40,7 +40,7 @@ impl Case {
     }
 
     /// Deflates what a file holds, between other bytes, unless its tensors cannot be read from that.
-    fn pack(&mut self, rng: &mut Rng, file: usize) {
+    pub(crate) fn pack(&mut self, rng: &mut Rng, file: usize) {
         let bytes = &self.bytes[file];
         // What does not shrink grows.
         let mut deflated = vec![0; 2 * bytes.len() + 1000];

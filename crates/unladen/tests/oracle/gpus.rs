@@ -6,6 +6,7 @@ use crate::{
     expected,
     fake_driver::{Fake, Report, is_second, run_again},
     faulty::{Before, Fault},
+    random::Rng,
     run::{self, Spread, Watched, Way},
     seeds, some_ways,
 };
@@ -24,6 +25,7 @@ use unladen::{
     destination::Bytes,
     engine::Staging,
     memory::{Held, Ledger},
+    plan::Step,
     tensor::Layout,
 };
 
@@ -336,6 +338,38 @@ fn a_disk_that_fails_and_a_file_that_changes_end_the_load_and_leave_nothing() {
             fs::write(&case.paths[0], &case.bytes[0]).unwrap();
         }
     }
+}
+
+#[test]
+fn tensors_in_another_order_are_read_once_and_lines_of_them_lie_where_they_belong() {
+    let name = "gpus::tensors_in_another_order_are_read_once_and_lines_of_them_lie_where_they_belong";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    let mut case = Case::of_files(vec![(0..1_000_000u32).map(|it| (it / 3 % 251) as u8).collect(); 2]);
+    for file in [0, 1] {
+        case.add_storage(file, 0, 1_000_000, false);
+        let layouts = [
+            // Two sizes and three, turned over; rows apart from each other, turned over; rows that are repeated.
+            (DType::F32, vec![500, 500], vec![1, 500]),
+            (DType::F16, vec![50, 100, 100], vec![1, 50, 5000]),
+            (DType::U8, vec![300, 1000], vec![1, 1000]),
+            (DType::F32, vec![40, 5, 1000], vec![1000, 0, 1]),
+        ];
+        for (number, (dtype, shape, stride)) in layouts.into_iter().enumerate() {
+            let layout = Layout::strided(dtype, &shape, &stride, 0).unwrap();
+            case.add_tensor(&format!("of.{file}.{number}"), layout, file);
+        }
+    }
+    case.pack(&mut Rng::new(7), 1);
+    assert_eq!(case.n_files(), 3, "one is packed");
+    let open = case.open();
+    let plan = plan(&open, Way::OnGpus(Strategy::Stream, Spread::One, false));
+    let n_read: u64 = plan.steps().iter().flat_map(Step::reads).map(|it| it.len_bytes).sum();
+    assert_eq!(n_read, case.tensors.iter().map(|it| it.layout.len_bytes()).sum::<u64>());
+    fake.tell("delay_us 300");
+    assert_right(&case, &load(&case, &open, &plan).unwrap());
+    let report = fake.report();
+    let n_copies = report.n_calls("cuMemcpy2DAsync_v2");
+    assert!(n_copies > 30, "{n_copies} copies of lines");
 }
 
 #[test]

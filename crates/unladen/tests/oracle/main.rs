@@ -16,6 +16,8 @@ mod faults;
 #[path = "../common/faulty.rs"]
 mod faulty;
 #[cfg(feature = "cuda")]
+mod giving_back;
+#[cfg(feature = "cuda")]
 mod gpus;
 mod memory;
 mod random;

@@ -3,11 +3,18 @@
 use super::Outcome;
 use crate::{args::CompareArgs, human, out, row::Row};
 use comfy_table::{CellAlignment, ColumnConstraint, LineStyle, Table, Width, presets};
+use serde::Serialize;
 use unladen::{OpenCheckpoint, Strategy};
 
-pub(super) fn print(outcomes: &[Outcome], checkpoint: &OpenCheckpoint, args: &CompareArgs) {
+/// `of_file`: the digest that every load should have.
+pub(super) fn print(
+    outcomes: &[Outcome],
+    of_file: Option<&str>,
+    checkpoint: &OpenCheckpoint,
+    args: &CompareArgs,
+) {
     if args.json {
-        outcomes.iter().for_each(|outcome| out::result(&json(outcome)));
+        outcomes.iter().for_each(|outcome| out::result(&json(outcome, of_file)));
     } else {
         table(outcomes);
     }
@@ -16,32 +23,43 @@ pub(super) fn print(outcomes: &[Outcome], checkpoint: &OpenCheckpoint, args: &Co
     if args.json { out::words(&advice) } else { out::result(&advice) }
 }
 
-fn json(outcome: &Outcome) -> String {
+/// What `load` says of itself, and beside its digest that of the file.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    row: &'a Row,
+    file_digest: Option<&'a str>,
+}
+
+fn json(outcome: &Outcome, file_digest: Option<&str>) -> String {
     match &outcome.result {
-        Ok(row) => serde_json::to_string(row).expect("strings and numbers"),
+        Ok(row) => serde_json::to_string(&Line { row, file_digest }).expect("strings and numbers"),
         Err(error) => {
             serde_json::json!({ "strategy": outcome.strategy.name(), "error": error.words }).to_string()
         }
     }
 }
 
-const HEADER: &[&str] = &[
-    "strategy",
-    "load s",
-    "GB/s",
-    "device peak:\npredicted / ledger",
-    "host peak:\npredicted / measured",
-    "mapped\npeak",
-    "notebook's\nRSS",
-    "page cache\nleft",
-    "logits s",
-];
+/// A GPU has a figure more: its driver's.
+fn header(has_gpu: bool) -> [&'static str; 9] {
+    [
+        "strategy",
+        "load s",
+        "GB/s",
+        if has_gpu { "GPU peak:\npredicted / ledger / driver" } else { "device peak:\npredicted / ledger" },
+        "host peak:\npredicted / measured",
+        "mapped\npeak",
+        "notebook's\nRSS",
+        "page cache\nleft",
+        "logits s",
+    ]
+}
 
 fn table(outcomes: &[Outcome]) {
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
-        .set_header(HEADER.iter().copied());
+        .set_header(header(rows_of(outcomes).any(|row| row.driver_peak_bytes.is_some())));
     for outcome in outcomes {
         match &outcome.result {
             Ok(row) => table.add_row(cells(row)),
@@ -61,16 +79,33 @@ fn table(outcomes: &[Outcome]) {
             out::result(&format!("`{}` failed: {}", outcome.strategy, error.words));
         }
     }
-    if outcomes.iter().any(|it| it.result.as_ref().is_ok_and(|row| row.is_mapped)) {
+    if rows_of(outcomes).any(|row| row.is_mapped) {
         out::result(
             "* views of the mapped file, read when they are touched: no load; its mapped peak includes the forward pass",
         );
     }
 }
 
+fn rows_of(outcomes: &[Outcome]) -> impl Iterator<Item = &Row> {
+    outcomes.iter().filter_map(|it| it.result.as_ref().ok())
+}
+
+/// Of all GPUs together, if there are any: the part of a model that stays on the host is in the host's peak.
+fn device_peak(row: &Row) -> String {
+    let Some(driver_bytes) = row.driver_peak_bytes else {
+        return side_by_side(&[row.predicted_device_peak_bytes, row.device_peak_bytes]);
+    };
+    let on_gpus = || row.devices.iter().filter(|it| it.driver_peak_bytes.is_some());
+    let predicted_bytes = on_gpus().map(|it| it.predicted_peak_bytes).sum();
+    let ledger_bytes = on_gpus().map(|it| it.peak_bytes).sum();
+    side_by_side(&[predicted_bytes, ledger_bytes, driver_bytes])
+}
+
+fn side_by_side(figures: &[u64]) -> String {
+    figures.iter().map(|it| human::bytes(*it)).collect::<Vec<_>>().join(" / ")
+}
+
 fn cells(row: &Row) -> Vec<String> {
-    let pair =
-        |predicted: u64, measured: u64| format!("{} / {}", human::bytes(predicted), human::bytes(measured));
     let star = if row.is_mapped { "*" } else { "" };
     let speed = match row.is_mapped {
         false => format!("{:.2}", row.bytes as f64 / row.load_s / 1e9),
@@ -80,8 +115,8 @@ fn cells(row: &Row) -> Vec<String> {
         row.strategy.clone(),
         format!("{}{star}", human::seconds(row.load_s)),
         speed,
-        pair(row.predicted_device_peak_bytes, row.device_peak_bytes),
-        pair(row.predicted_host_peak_anon_bytes, row.host_peak_anon_bytes),
+        device_peak(row),
+        side_by_side(&[row.predicted_host_peak_anon_bytes, row.host_peak_anon_bytes]),
         if row.predicted_mapped_peak_bytes > 0 {
             human::bytes(row.mapped_peak_bytes)
         } else {
@@ -139,4 +174,53 @@ fn advice(outcomes: &[Outcome], checkpoint: &OpenCheckpoint) -> String {
         words += "; `mmap` if the weights are only read, on the host, and the file stays as it is";
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn row(devices: &serde_json::Value, driver_peak_bytes: Option<u64>) -> Row {
+        let bytes = [
+            "bytes",
+            "weights_bytes",
+            "weights_on_host_bytes",
+            "host_peak_anon_bytes",
+            "host_peak_rss_bytes",
+            "device_peak_bytes",
+            "mapped_peak_bytes",
+            "predicted_host_peak_anon_bytes",
+            "predicted_host_peak_rss_bytes",
+            "predicted_device_peak_bytes",
+            "predicted_mapped_peak_bytes",
+            "notebook_rss_bytes",
+        ];
+        let mut row = json!({
+            "strategy": "stream", "load_s": 1.0, "tensors": 1, "is_mapped": false, "io": "buffered",
+            "devices": devices, "driver_peak_bytes": driver_peak_bytes, "measured_by": "the kernel",
+        });
+        bytes.iter().for_each(|name| row[*name] = json!(7 << 20));
+        serde_json::from_value(row).unwrap()
+    }
+
+    fn device(name: &str, mib: u64, driver_mib: Option<u64>) -> serde_json::Value {
+        json!({
+            "device": name, "weights_bytes": 0, "predicted_peak_bytes": mib << 20, "peak_bytes": (mib + 1) << 20,
+            "driver_peak_bytes": driver_mib.map(|it| it << 20),
+        })
+    }
+
+    #[test]
+    fn the_drivers_figure_stands_beside_the_ledgers_where_there_are_gpus() {
+        let on_host = row(&json!([device("host", 7, None)]), None);
+        assert_eq!(device_peak(&on_host), "7.00 MiB / 7.00 MiB");
+        let devices = json!([
+            device("host", 500, None),
+            device("cuda:0", 10, Some(12)),
+            device("cuda:1", 20, Some(22)),
+        ]);
+        assert_eq!(device_peak(&row(&devices, Some(34 << 20))), "30.0 MiB / 32.0 MiB / 34.0 MiB");
+        assert!(header(true)[3].contains("driver") && !header(false)[3].contains("driver"));
+    }
 }
