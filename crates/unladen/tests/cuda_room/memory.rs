@@ -158,7 +158,7 @@ fn a_full_gpu_says_what_is_free_and_takes_what_fits() {
     let text = message(&error);
     assert!(text.starts_with("cuda:0: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY ("), "{text}");
     assert!(text.ends_with(" for 100000001 bytes, 100000000 of 100000000 bytes are free"), "{text}");
-    assert!(error.hint().contains("--device-budget"), "{}", error.hint());
+    assert!(error.hint().contains("--device-map"), "{}", error.hint());
     assert_eq!(ledger.get().0.device_bytes.total_bytes(), 0);
     let fits = Memory::new(&context, reserve(50_000_000)).unwrap();
     assert_eq!(ledger.get().0.device_bytes.total_bytes(), 50_000_000);
