@@ -27,6 +27,7 @@ FUNCTIONS = {
     "cuMemHostRegister_v2": "psu", "cuMemHostUnregister": "p", "cuMemHostAlloc": "psu", "cuMemFreeHost": "p",
     "cuMemcpyHtoD_v2": "dps", "cuMemcpyDtoH_v2": "pds", "cuMemcpyDtoD_v2": "dds", "cuMemcpyPeer": "dpdps",
     "cuMemcpyHtoDAsync_v2": "dpsp", "cuMemcpyDtoHAsync_v2": "pdsp", "cuMemcpyDtoDAsync_v2": "ddsp", "cuMemcpyPeerAsync": "dpdpsp",
+    "cuMemcpy2DAsync_v2": "pp",
     "cuStreamCreate": "pu", "cuStreamSynchronize": "p", "cuStreamDestroy_v2": "p", "cuStreamWaitEvent": "ppu", "cuStreamQuery": "p",
     "cuEventCreate": "pu", "cuEventRecord": "pp", "cuEventQuery": "p", "cuEventSynchronize": "p", "cuEventDestroy_v2": "p",
     "cuModuleLoadData": "pp", "cuModuleGetFunction": "ppp", "cuModuleUnload": "p", "cuLaunchKernel": "puuuuuuuppp",

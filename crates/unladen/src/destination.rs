@@ -72,7 +72,7 @@ pub struct TensorBuffer<'a> {
 impl<'a> TensorBuffer<'a> {
     /// The bytes, if they are for a tensor of this layout.
     ///
-    /// Fails with [`Error::Mismatch`] if type, shape or length differ.
+    /// Fails with [`crate::Error::Mismatch`] if type, shape or length differ.
     pub fn checked(self, layout: &Layout) -> Result<&'a mut [u8]> {
         let is_it = self.dtype == layout.dtype() && self.shape == layout.shape();
         if is_it && self.bytes.len() as u64 == layout.len_bytes() {
