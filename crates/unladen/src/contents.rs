@@ -3,7 +3,7 @@
 
 mod read_plan;
 
-pub use read_plan::{ReadPlan, is_in_order};
+pub use read_plan::{ReadPlan, Reads, is_in_order};
 
 use crate::{
     checkpoint::Checkpoint,

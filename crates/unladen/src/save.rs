@@ -13,7 +13,7 @@ pub use target::free_disk_bytes;
 
 use crate::{
     checkpoint::{Checkpoint, Format, Warning},
-    contents::{self, ReadPlan, Reader},
+    contents::{self, ReadPlan, Reader, Reads},
     dtype::DType,
     error::{Error, Fault, Result},
     progress::Progress,
@@ -115,7 +115,7 @@ pub fn convert(
     progress: &Progress,
 ) -> Result<Vec<Warning>> {
     let writing_bytes = writing_bytes(checkpoint);
-    let plan = ReadPlan::beside(writing_bytes, checkpoint, files, host_budget_bytes, 1)?;
+    let plan = ReadPlan::beside(writing_bytes, Reads::Tensors, checkpoint, files, host_budget_bytes, 1)?;
     let entries = entries_of(checkpoint)?;
     let open = contents::files_of(files);
     let mut reader = Reader::new(checkpoint, &open, &plan, progress)?;

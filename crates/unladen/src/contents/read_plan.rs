@@ -28,6 +28,15 @@ const MAX_THREADS: usize = 8;
 /// Names that are copied, hashes, places in lists: what a tensor takes besides what opening took.
 const BYTES_PER_TENSOR: u64 = 768;
 
+/// What is read from beginning to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Tensors, with every element in its place.
+    Tensors,
+    /// Ranges of the files, as their bytes stand there: nothing has to be brought into order.
+    Files,
+}
+
 /// How all tensors of a checkpoint are read, one after the other on each of a few threads, within a host budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadPlan {
@@ -48,9 +57,20 @@ impl ReadPlan {
         host_budget_bytes: u64,
         max_threads: usize,
     ) -> Result<ReadPlan> {
+        ReadPlan::of(Strided::of(checkpoint), checkpoint, files, host_budget_bytes, max_threads)
+    }
+
+    fn of(
+        strided: Strided,
+        checkpoint: &Checkpoint,
+        files: &FileSet,
+        host_budget_bytes: u64,
+        max_threads: usize,
+    ) -> Result<ReadPlan> {
         let io = io_paths(files);
-        let n_threads = n_threads(checkpoint, &io).min(max_threads);
-        let plan = |budget_bytes| ReadPlan::for_paths(checkpoint, io.clone(), budget_bytes, n_threads);
+        let n_threads = n_threads(strided, &io).min(max_threads);
+        let plan =
+            |budget_bytes| ReadPlan::for_strided(strided, checkpoint, io.clone(), budget_bytes, n_threads);
         // What the system has to give, the control group's limit included, is a budget too.
         let free_bytes = available_bytes().unwrap_or(u64::MAX);
         if host_budget_bytes <= free_bytes {
@@ -67,19 +87,25 @@ impl ReadPlan {
         })
     }
 
-    /// As [`ReadPlan::new`], where whoever reads holds some bytes more all the while.
+    /// As [`ReadPlan::new`], where whoever reads holds some bytes more all the while, and reads `reads`.
     pub fn beside(
         held_bytes: u64,
+        reads: Reads,
         checkpoint: &Checkpoint,
         files: &FileSet,
         host_budget_bytes: u64,
         max_threads: usize,
     ) -> Result<ReadPlan> {
-        let plan =
-            ReadPlan::new(checkpoint, files, host_budget_bytes.saturating_sub(held_bytes), max_threads);
+        let strided = match reads {
+            Reads::Tensors => Strided::of(checkpoint),
+            Reads::Files => Strided::default(),
+        };
+        let budget_bytes = host_budget_bytes.saturating_sub(held_bytes);
+        let plan = ReadPlan::of(strided, checkpoint, files, budget_bytes, max_threads);
         plan.map_err(|error| match error {
             Error::OverBudget { path, tensor, limit, what, needed_bytes, .. } => {
-                let (needed_bytes, available_bytes) = (needed_bytes + held_bytes, host_budget_bytes);
+                let needed_bytes = needed_bytes.saturating_add(held_bytes);
+                let available_bytes = host_budget_bytes;
                 Error::OverBudget { path, tensor, limit, what, needed_bytes, available_bytes }
             }
             other => other,
@@ -107,7 +133,8 @@ impl ReadPlan {
         max_threads: usize,
     ) -> Result<[ReadPlan; 2]> {
         let pair = pair.map(|(checkpoint, io)| (checkpoint, paths_of(checkpoint, &io)));
-        let needed = [&pair[0], &pair[1]].map(|(checkpoint, io)| needed_bytes(checkpoint, io));
+        let needed = [&pair[0], &pair[1]]
+            .map(|(checkpoint, io)| needed_bytes(Strided::of(checkpoint), checkpoint, io));
         let needed_bytes = needed[0].saturating_add(needed[1]);
         let Some(spare_bytes) = host_budget_bytes.min(free_bytes).checked_sub(needed_bytes) else {
             let is_allowed = needed_bytes <= host_budget_bytes;
@@ -125,7 +152,10 @@ impl ReadPlan {
             let budget_bytes = needed[side].saturating_add(spare_bytes / 2);
             ReadPlan::for_paths(checkpoint, io.clone(), budget_bytes, max_threads)
         };
-        let most = |side: usize| n_threads(pair[side].0, &pair[side].1).min(max_threads);
+        let most = |side: usize| {
+            let (checkpoint, io) = &pair[side];
+            n_threads(Strided::of(checkpoint), io).min(max_threads)
+        };
         let n_threads = plan(0, most(0))?.n_threads.min(plan(1, most(1))?.n_threads);
         Ok([plan(0, n_threads)?, plan(1, n_threads)?])
     }
@@ -139,12 +169,22 @@ impl ReadPlan {
         host_budget_bytes: u64,
         max_threads: usize,
     ) -> Result<ReadPlan> {
+        ReadPlan::for_strided(Strided::of(checkpoint), checkpoint, io, host_budget_bytes, max_threads)
+    }
+
+    fn for_strided(
+        strided: Strided,
+        checkpoint: &Checkpoint,
+        io: Vec<IoPath>,
+        host_budget_bytes: u64,
+        max_threads: usize,
+    ) -> Result<ReadPlan> {
         let io = paths_of(checkpoint, &io);
-        let strided_bytes = strided_bytes(checkpoint);
+        let strided_bytes = strided.longest_bytes;
         let fixed_bytes = fixed_bytes(checkpoint);
         let n_packed = checkpoint.n_packed() as u64;
         let is_direct = is_direct(&io);
-        let (least_chunk_bytes, least_window_bytes) = least_buffers(checkpoint, is_direct);
+        let (least_chunk_bytes, least_window_bytes) = least_buffers(strided, is_direct);
         let with = |n_threads: usize| {
             let n_threads = n_threads as u64;
             let unpacking_bytes = n_threads.min(n_packed) * UNPACKING_BYTES;
@@ -174,7 +214,7 @@ impl ReadPlan {
                 tensor: None,
                 limit: Limit::HostBudget,
                 what: "reading every tensor".to_owned(),
-                needed_bytes: needed_bytes(checkpoint, &io),
+                needed_bytes: needed_bytes(strided, checkpoint, &io),
                 available_bytes: host_budget_bytes,
             });
         };
@@ -212,23 +252,41 @@ fn is_direct(io: &[IoPath]) -> bool {
     io.iter().any(|it| it.is_past_cache())
 }
 
+/// What has to be brought into order.
+#[derive(Clone, Copy, Default)]
+struct Strided {
+    /// The length of the longest tensor whose elements stand in another order.
+    longest_bytes: u64,
+    /// The same, of the tensors that are packed.
+    longest_packed_bytes: u64,
+}
+
+impl Strided {
+    fn of(checkpoint: &Checkpoint) -> Strided {
+        Strided {
+            longest_bytes: strided_bytes(checkpoint),
+            longest_packed_bytes: packed_strided_bytes(checkpoint),
+        }
+    }
+}
+
 /// Threads that keep this machine busy.
-fn n_threads(checkpoint: &Checkpoint, io: &[IoPath]) -> usize {
+fn n_threads(strided: Strided, io: &[IoPath]) -> usize {
     let n_cores = available_parallelism().map_or(2, |it| it.get()).max(2);
     // While some wait for the disk, the others keep the processors busy.
-    if is_direct(io) && strided_bytes(checkpoint) == 0 { 2 * n_cores } else { n_cores }
+    if is_direct(io) && strided.longest_bytes == 0 { 2 * n_cores } else { n_cores }
 }
 
 /// What one thread reads and brings into order at once, at least.
-fn least_buffers(checkpoint: &Checkpoint, is_direct: bool) -> (u64, u64) {
-    let least_of_packed_bytes = packed_strided_bytes(checkpoint).div_ceil(MAX_UNPACKED_TIMES);
-    let window_bytes = MIN_WINDOW_BYTES.max(least_of_packed_bytes).min(strided_bytes(checkpoint));
+fn least_buffers(strided: Strided, is_direct: bool) -> (u64, u64) {
+    let least_of_packed_bytes = strided.longest_packed_bytes.div_ceil(MAX_UNPACKED_TIMES);
+    let window_bytes = MIN_WINDOW_BYTES.max(least_of_packed_bytes).min(strided.longest_bytes);
     (chunk_sizes(is_direct).last().unwrap_or(PAGE_BYTES), window_bytes.next_multiple_of(PAGE_BYTES))
 }
 
 /// What the leanest way to read takes.
-fn needed_bytes(checkpoint: &Checkpoint, io: &[IoPath]) -> u64 {
-    let (chunk_bytes, window_bytes) = least_buffers(checkpoint, is_direct(io));
+fn needed_bytes(strided: Strided, checkpoint: &Checkpoint, io: &[IoPath]) -> u64 {
+    let (chunk_bytes, window_bytes) = least_buffers(strided, is_direct(io));
     let unpacking_bytes = (checkpoint.n_packed() as u64).min(1) * UNPACKING_BYTES;
     fixed_bytes(checkpoint) + unpacking_bytes + staging_bytes(chunk_bytes) + window_bytes
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    contents::{ReadPlan, is_in_order},
+    contents::{ReadPlan, Reads, is_in_order},
     error::Result,
     format::{Limits, Record},
     progress::Progress,
@@ -128,7 +128,8 @@ pub fn check(
         + jobs.len() as u64 * BYTES_PER_JOB
         + goals.len() as u64 * BYTES_PER_GOAL
         + what.manifest.map_or(0, Manifest::len_bytes);
-    let plan = ReadPlan::beside(held_bytes, checkpoint, files, what.host_budget_bytes, MAX_THREADS)?;
+    let reads = if wants_hashes { Reads::Tensors } else { Reads::Files };
+    let plan = ReadPlan::beside(held_bytes, reads, checkpoint, files, what.host_budget_bytes, MAX_THREADS)?;
     let open = |file| archives.open(file);
     let seen = jobs::read(&goals, &jobs, checkpoint, &open, &plan, progress)?;
     files.check_unchanged()?;

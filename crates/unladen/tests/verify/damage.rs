@@ -140,6 +140,33 @@ fn a_packed_record_that_is_damaged_is_a_finding_and_no_way_of_loading_gives_its_
 }
 
 #[test]
+fn a_packed_record_that_is_damaged_behind_what_tensors_view_is_a_finding_and_loads_what_they_view() {
+    for name in ["z48_deflated_junk_behind_end.pt", "z49_deflated_without_end.pt"] {
+        let checkpoint = hostile(name);
+        for checked in [check_records(&checkpoint), check(&checkpoint, None).unwrap()] {
+            let [finding] = &checked.findings[..] else { panic!("{name}: {:?}", checked.findings) };
+            let told = (finding.kind, finding.record.as_deref(), &finding.tensors[..]);
+            assert_eq!(told, (Kind::Unreadable, Some("x/data/0"), &["w".to_owned()][..]), "{name}");
+            assert!(finding.found.contains("end"), "{name}: {finding:?}");
+        }
+        for strategy in Strategy::all() {
+            let loaded = checkpoint.load(strategy).unwrap();
+            let bytes = loaded.state.get("w").unwrap().host_bytes().unwrap();
+            assert_eq!(bytes, floats(&[1.0; 3]), "{name} by {}", strategy.name());
+        }
+    }
+}
+
+#[test]
+fn comparing_checksums_takes_no_room_for_views_that_repeat_a_packed_record_to_petabytes() {
+    let checkpoint = hostile("z50_deflated_repeated.pt");
+    let checked = check_records(&checkpoint);
+    assert_eq!((checked.n_compared, checked.n_packed, &checked.findings[..]), (4, 1, &[][..]));
+    let hashed = check(&checkpoint, None);
+    assert!(matches!(hashed, Err(Error::OverBudget { .. })), "{hashed:?}");
+}
+
+#[test]
 fn a_packed_record_that_looks_like_an_archive_is_a_tensor_like_any_other() {
     let checkpoint = hostile("z47_deflated_looks_like_zip.pt");
     let checked = check(&checkpoint, None).unwrap();
