@@ -4,7 +4,7 @@
 use crate::{
     archive::{self, Record},
     damage, number, one_in,
-    pickle::{global, long, text},
+    pickle::{self, global, long, text},
     weight_map::Named,
 };
 use arbitrary::{Result, Unstructured};
@@ -14,10 +14,11 @@ const CLASSES: [(&str, &str, u64); 3] =
     [("FloatStorage", "float32", 4), ("HalfStorage", "float16", 2), ("ByteStorage", "uint8", 1)];
 const STRAYS: [&str; 6] = ["../input", ".metadata", "", "link", "pipe", "missing"];
 
-/// A box of a tensor.
+/// A box of a tensor, or an object that is none.
 struct Chunk {
     tensor: String,
-    at: Vec<u64>,
+    /// `None`: it is no tensor.
+    at: Option<Vec<u64>>,
     size: Vec<u64>,
     file: usize,
     start_byte: u64,
@@ -46,14 +47,25 @@ pub fn folder(u: &mut Unstructured<'_>) -> Result<Vec<Named>> {
             let len_bytes = bytes.len() as u64;
             files[file].extend(bytes);
             let tensor = name.clone();
-            chunks.push(Chunk { tensor, at: vec![lie(u, at)?, 0], size, file, start_byte, len_bytes });
+            chunks.push(Chunk { tensor, at: Some(vec![lie(u, at)?, 0]), size, file, start_byte, len_bytes });
         }
         text(&mut tensors, &name);
         tensor(u, &mut tensors, class.1, &size, &chunks[first..])?;
     }
-    if one_in(u, 8)? {
-        text(&mut tensors, "epoch");
-        object(&mut tensors, "BytesStorageMetadata", b"}");
+    for name in ["epoch", "optimizer"] {
+        if one_in(u, 3)? {
+            text(&mut tensors, name);
+            object(&mut tensors, "BytesStorageMetadata", b"}");
+            if !one_in(u, 8)? {
+                let file = u.int_in_range(0..=1)?;
+                let pickle = if one_in(u, 2)? { pickle::stream(u)? } else { b"\x80\x02K\x07.".to_vec() };
+                let bytes = archive::honest(&archive::records_of(pickle));
+                let (start_byte, len_bytes) = (files[file].len() as u64, bytes.len() as u64);
+                files[file].extend(bytes);
+                let tensor = name.to_owned();
+                chunks.push(Chunk { tensor, at: None, size: Vec::new(), file, start_byte, len_bytes });
+            }
+        }
     }
     tensors.push(b'u');
     let places = places(u, &chunks)?;
@@ -99,7 +111,7 @@ fn tensor(
     for chunk in chunks {
         let mut of_chunk = b"}(".to_vec();
         text(&mut of_chunk, "offsets");
-        dims(u, &mut of_chunk, &chunk.at)?;
+        dims(u, &mut of_chunk, chunk.at.as_deref().unwrap_or_default())?;
         text(&mut of_chunk, "sizes");
         dims(u, &mut of_chunk, &chunk.size)?;
         of_chunk.push(b'u');
@@ -119,7 +131,10 @@ fn places(u: &mut Unstructured<'_>, chunks: &[Chunk]) -> Result<Vec<u8>> {
             text(&mut key, "fqn");
             text(&mut key, &chunk.tensor);
             text(&mut key, "offset");
-            dims(u, &mut key, &chunk.at)?;
+            match &chunk.at {
+                Some(at) => dims(u, &mut key, at)?,
+                None => key.push(b'N'),
+            }
             text(&mut key, "index");
             key.extend_from_slice(b"Nu");
             object(&mut out, "MetadataIndex", &key);

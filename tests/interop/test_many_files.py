@@ -106,6 +106,9 @@ def test_a_distributed_checkpoint_of_one_process(tmp_path, per_rank):
     assert_is(tmp_path / "save", {name: t.detach() for name, t in read.items()})
     listing = ok("inspect", tmp_path / "save").stderr
     assert "`step`" in listing and "dcp" in listing, listing
+    tree = json.loads(ok("inspect", "--tree=full", "--json", tmp_path / "save").stdout)
+    assert {name for name, it in tree.items() if isinstance(it, dict) and "$tensor" in it} == set(read)
+    assert tree["step"] == 3 and tree["optimizer.param_groups.0.lr"] == 0.001, tree
 
 
 @pytest.mark.parametrize("n_ranks", [4])

@@ -9,6 +9,7 @@ use super::{
     confine::Folder,
     folder::natural,
     pickle,
+    records::records_inside,
     tree::MAX_WARNINGS,
 };
 use crate::{
@@ -16,9 +17,9 @@ use crate::{
     error::{Error, Fault, Result},
     source::{FileSet, FileSource, ReadAt as _, Section},
     stamp::FileStamp,
-    tensor::{Backing, Extent, Layout, Storage, StorageId, Tensor},
+    tensor::{Backing, Extent, Layout, Storage, StorageId, Tensor, TensorId},
 };
-use metadata::{Chunk, Metadata, SplitTensor};
+use metadata::{Chunk, Metadata, Object, SplitTensor};
 use std::{ops::Range, path::Path};
 
 /// The file that makes a folder a distributed checkpoint.
@@ -53,14 +54,71 @@ fn read_metadata(source: &FileSource, options: &OpenOptions) -> Result<Metadata>
 pub(super) fn archives(path: &Path, options: &OpenOptions) -> Result<Vec<(String, Range<u64>)>> {
     let source = FileSource::open(&path.join(METADATA))?;
     let metadata = read_metadata(&source, options).map_err(|error| error.in_file(source.path()))?;
-    let place = |chunk: &Chunk| (metadata.files[chunk.file as usize].clone(), chunk.bytes.clone());
-    Ok(metadata.chunks.iter().map(place).collect())
+    let place = |part: Part<'_>| (metadata.files[part.file as usize].clone(), part.bytes);
+    Ok(parts(&metadata).into_iter().map(place).collect())
+}
+
+/// What a folder's state dict holds under a name.
+pub(super) enum Item {
+    /// A tensor of the checkpoint's.
+    Tensor(TensorId),
+    /// What is no tensor, in an archive of its own: in this file of the folder, and where there.
+    Object { name: String, file: String, bytes: Range<u64> },
+}
+
+/// Everything that a folder's state dict holds, in its order. `n_tensors`: of the checkpoint that it was opened as.
+///
+/// Fails with [`Error::Mismatch`] if the metadata say something else by now.
+pub(super) fn items(path: &Path, n_tensors: usize, options: &OpenOptions) -> Result<Vec<Item>> {
+    let source = Folder::new(path, options).open(METADATA)?;
+    let metadata = read_metadata(&source, options).map_err(|error| error.in_file(source.path()))?;
+    if metadata.tensors.len() != n_tensors {
+        let found = format!("{}", metadata.tensors.len());
+        return Err(Fault::new(format!("metadata of {n_tensors} tensors"), found)
+            .hint("the folder changed meanwhile; try again")
+            .mismatch()
+            .in_file(source.path()));
+    }
+    let mut items = Vec::with_capacity(n_tensors + metadata.objects.len());
+    let mut tensors = (0..n_tensors as u32).map(|it| Item::Tensor(TensorId(it)));
+    let mut n_listed = 0;
+    for Object { name, n_before, place } in metadata.objects {
+        items.extend(tensors.by_ref().take(n_before - n_listed));
+        n_listed = n_before;
+        let place = place.map(|(file, bytes)| (metadata.files[file as usize].clone(), bytes));
+        items.extend(place.map(|(file, bytes)| Item::Object { name, file, bytes }));
+    }
+    items.extend(tensors);
+    Ok(items)
+}
+
+/// An archive in one of the files: of a chunk, or of what is no tensor.
+struct Part<'m> {
+    file: u32,
+    bytes: Range<u64>,
+    name: &'m str,
+    /// Its position in [`Metadata::chunks`], and whose it is.
+    chunk: Option<(usize, &'m SplitTensor)>,
+}
+
+fn parts(metadata: &Metadata) -> Vec<Part<'_>> {
+    let chunks = metadata.tensors.iter().flat_map(|tensor| {
+        tensor.chunks.clone().map(move |index| {
+            let Chunk { file, bytes, .. } = &metadata.chunks[index];
+            Part { file: *file, bytes: bytes.clone(), name: &tensor.name, chunk: Some((index, tensor)) }
+        })
+    });
+    let objects = metadata.objects.iter().filter_map(|object| {
+        let (file, bytes) = object.place.clone()?;
+        Some(Part { file, bytes, name: &object.name, chunk: None })
+    });
+    chunks.chain(objects).collect()
 }
 
 /// Where a chunk's elements are.
 type Place = (StorageId, Layout);
 
-/// Opens the files one after the other and reads the headers of every chunk; the places are those of the chunks, by position.
+/// Opens the files one after the other and reads the headers of every chunk, not what is no tensor; the places are those of the chunks, by position.
 fn open_files(
     metadata: &Metadata,
     folder: &Folder<'_>,
@@ -72,31 +130,31 @@ fn open_files(
     order.sort_by(|a, b| natural(&names[*a as usize], &names[*b as usize]));
     let mut rank = vec![0; names.len()];
     order.iter().enumerate().for_each(|(index, file)| rank[*file as usize] = index);
-    let tensor_of = tensors_by_chunk(metadata);
-    let mut chunks: Vec<usize> = (0..metadata.chunks.len()).collect();
-    chunks.sort_by_key(|&it| {
-        let chunk = &metadata.chunks[it];
-        (rank[chunk.file as usize], chunk.bytes.start, chunk.bytes.end)
-    });
+    let mut parts = parts(metadata);
+    parts.sort_by_key(|it| (rank[it.file as usize], it.bytes.start, it.bytes.end));
 
     let mut places = vec![None; metadata.chunks.len()];
-    for of_file in chunks.chunk_by(|a, b| metadata.chunks[*a].file == metadata.chunks[*b].file) {
-        let Some(&first) = of_file.first() else { continue };
-        let name = &names[metadata.chunks[first].file as usize];
-        let source = folder.open(name)?;
+    for of_file in parts.chunk_by(|a, b| a.file == b.file) {
+        let Some(first) = of_file.first() else { continue };
+        let source = folder.open(&names[first.file as usize])?;
         let first_storage = assembly.checkpoint.storages.len() as u32;
         let (mut storages, mut warnings) = (Vec::with_capacity(of_file.len()), Vec::new());
         let mut free_byte = 0;
-        for &index in of_file {
-            let (chunk, tensor) = (&metadata.chunks[index], &metadata.tensors[tensor_of[index]]);
-            let named = |error: Error| error.in_tensor(&tensor.name).in_file(source.path());
-            if chunk.bytes.start < free_byte {
-                let found = format!("one at bytes {}..{}", chunk.bytes.start, chunk.bytes.end);
+        for part in of_file {
+            let named = |error: Error| error.in_tensor(part.name).in_file(source.path());
+            if part.bytes.start < free_byte {
+                let found = format!("one at bytes {}..{}", part.bytes.start, part.bytes.end);
                 let fault =
                     Fault::new(format!("a chunk from byte {free_byte} on, chunks share no bytes"), found);
                 return Err(named(fault.corrupt()));
             }
-            free_byte = chunk.bytes.end;
+            free_byte = part.bytes.end;
+            let Some((index, tensor)) = part.chunk else {
+                // It is not read, but nothing about its archive may be ambiguous.
+                records_inside(&source, part.bytes.clone(), &options.limits).map_err(named)?;
+                continue;
+            };
+            let chunk = &metadata.chunks[index];
             let (storage, layout) =
                 open_chunk(&source, chunk, tensor, options, &mut warnings).map_err(named)?;
             places[index] = Some((StorageId(first_storage + storages.len() as u32), layout));
@@ -108,12 +166,6 @@ fn open_files(
         assembly.append((of_one_file(stamp, storages, warnings), files))?;
     }
     Ok(places)
-}
-
-/// By position of a chunk the position of its tensor.
-fn tensors_by_chunk(metadata: &Metadata) -> Vec<usize> {
-    let tensors = metadata.tensors.iter().enumerate();
-    tensors.flat_map(|(index, tensor)| tensor.chunks.clone().map(move |_| index)).collect()
 }
 
 fn of_one_file(stamp: FileStamp, storages: Vec<Storage>, warnings: Vec<Warning>) -> Checkpoint {
@@ -177,7 +229,7 @@ fn open_chunk(
 }
 
 /// The error of a part of a file, with its place counted from the beginning of the file.
-fn further(mut error: Error, start_byte: u64) -> Error {
+pub(super) fn further(mut error: Error, start_byte: u64) -> Error {
     if let Error::Corrupt(fault) | Error::Unsupported(fault) | Error::Mismatch(fault) = &mut error {
         fault.offset_bytes = fault.offset_bytes.map(|it| it.saturating_add(start_byte));
     }

@@ -1,6 +1,7 @@
 //! Prints everything that stands in a checkpoint's metadata, tensors by their names, as text or as JSON. Iterative: what is
 //! shared is printed once and referred to, long and deep things are cut and counted.
 
+mod distributed;
 mod json;
 mod node;
 mod text;
@@ -10,11 +11,11 @@ use super::{
     rebuild::Visits,
     safetensors,
     sniff::{self, Container},
-    tree as listing,
+    tree::{self as listing, Listing},
     whole::Contents,
     with_contents,
 };
-use crate::{error::Result, source::ReadAt, stamp::FileStamp};
+use crate::{checkpoint::Format, error::Result, source::ReadAt, stamp::FileStamp};
 use foldhash::{HashMap, HashMapExt as _};
 use node::{Child, Node, Reader};
 use std::{collections::BTreeMap, path::Path};
@@ -53,7 +54,8 @@ const TEXT_BYTES_PER_VISIT: usize = 8;
 /// Passes a checkpoint's tree to `out`, piece after piece: what stands beside the tensors, such as epochs,
 /// hyper-parameters and optimizer settings, and where the tensors stand in it. Of a safetensors file, its free metadata.
 ///
-/// A checkpoint of several files is several trees, each after its file's name; as JSON, one object of them. All of a file
+/// Of a distributed checkpoint it is one tree of the names in its state dict, each a tensor, or what is no tensor.
+/// Another checkpoint of several files is several trees, each after its file's name; as JSON, one object of them. All of a file
 /// is shown, whatever root the options name. Nothing that a file names is run.
 ///
 /// Fails as [`open`] does, and with the error that `out` returns.
@@ -66,6 +68,10 @@ pub fn tree(
     let options = &OpenOptions { root: None, ..options.clone() };
     let (checkpoint, files) = open(path, options)?;
     let mut writer = Writer { style, text: String::new(), out };
+    if checkpoint.format == Format::Dcp {
+        distributed::print(&checkpoint, &checkpoint.path, options, &mut writer)?;
+        return writer.flush(0);
+    }
     // Packed records hold tensors alone.
     let files_of_its_own = || checkpoint.files.iter().enumerate().filter(|(_, it)| it.packed.is_none());
     let is_one = files_of_its_own().nth(1).is_none();
@@ -79,7 +85,7 @@ pub fn tree(
             writer.text.extend([&*name.escape_debug().to_string(), ":\n"]);
         }
         let source = files.get(index)?;
-        print_file(&*source, file.clone(), options, &mut writer)
+        print_file(&*source, file.clone(), false, options, &mut writer)
             .map_err(|error| error.in_file(&file.path))?;
         if !style.json {
             writer.text.push('\n');
@@ -91,16 +97,18 @@ pub fn tree(
     writer.flush(0)
 }
 
+/// Prints what a file holds, or (`is_part`) what a part of one holds that is a file by itself.
 fn print_file(
     source: &dyn ReadAt,
     stamp: FileStamp,
+    is_part: bool,
     options: &OpenOptions,
     writer: &mut Writer<'_>,
 ) -> Result<()> {
     let head = sniff::head(source)?;
     match sniff::sniff(source, &head, &options.limits)? {
         Container::Pickled(kind) => {
-            with_contents(kind, source, stamp, options, |contents| print(&contents, options, writer))
+            with_contents(kind, source, stamp, options, |contents| print(&contents, is_part, options, writer))
         }
         Container::Safetensors => print_metadata(&safetensors::metadata(source, options)?, writer),
     }
@@ -127,10 +135,18 @@ fn print_metadata(metadata: &BTreeMap<String, String>, writer: &mut Writer<'_>) 
     Ok(())
 }
 
-/// Prints what a pickle holds.
-fn print(contents: &Contents<'_>, options: &OpenOptions, writer: &mut Writer<'_>) -> Result<()> {
+/// Prints what a pickle holds; that of a part is indented, and its tensors are not listed.
+fn print(
+    contents: &Contents<'_>,
+    is_part: bool,
+    options: &OpenOptions,
+    writer: &mut Writer<'_>,
+) -> Result<()> {
     let rebuild = contents.rebuild();
-    let listed = listing::list(&rebuild, contents.root, &options.limits, &mut Vec::new())?;
+    let listed = match is_part {
+        true => Listing::default(),
+        false => listing::list(&rebuild, contents.root, &options.limits, &mut Vec::new())?,
+    };
     let mut reader = Reader::new(&rebuild, &listed);
     let shared = shared(&mut reader, Child::Value(contents.root))?;
     let printer = Printer {
@@ -138,6 +154,7 @@ fn print(contents: &Contents<'_>, options: &OpenOptions, writer: &mut Writer<'_>
         shared,
         numbers: HashMap::new(),
         frames: Vec::new(),
+        indent: usize::from(is_part),
         max_depth: writer.style.max_depth(options.limits.depth),
         visits: Visits::new(contents.arena.bytes.len()),
         writer,
@@ -208,6 +225,8 @@ struct Printer<'a, 'w, 'o> {
     /// The numbers of shared containers that were printed, by identity.
     numbers: HashMap<usize, usize>,
     frames: Vec<Frame<'a>>,
+    /// How far the outermost container is indented.
+    indent: usize,
     max_depth: usize,
     /// Text may be referred to many times, and is printed each time.
     visits: Visits,
@@ -296,7 +315,7 @@ impl Printer<'_, '_, '_> {
             return self.visits.spend((n_bytes / TEXT_BYTES_PER_VISIT) as u64);
         }
         let parent = self.frames.last();
-        let indent = parent.map_or(0, |it| it.indent + usize::from(it.indents()));
+        let indent = parent.map_or(self.indent, |it| it.indent + usize::from(it.indents()));
         let is_inline = text::fits_a_line(&node, self.reader.arena);
         match json {
             true => json::open(&node, text),

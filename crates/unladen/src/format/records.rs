@@ -39,8 +39,8 @@ pub fn records(source: &dyn ReadAt, limits: &Limits) -> Result<Vec<Record>> {
     records_inside(source, 0..source.len_bytes(), limits)
 }
 
-/// The records of all files of a checkpoint, by the file. A file of a distributed checkpoint is an archive for each chunk,
-/// and its metadata are read once more to say where. What is packed in a file is none itself, whatever it starts with.
+/// The records of all files of a checkpoint, by the file. A file of a distributed checkpoint is an archive for each chunk
+/// and for each value that is no tensor, and its metadata are read once more to say where. What is packed in a file is none itself, whatever it starts with.
 ///
 /// Fails like [`records`], and with [`Error::Mismatch`](crate::Error::Mismatch) if those metadata changed.
 pub fn records_of(
@@ -79,7 +79,7 @@ pub fn records_of(
 }
 
 /// The records of the archive that a part of a file is: none if it is no zip archive.
-fn records_inside(source: &dyn ReadAt, part: Range<u64>, limits: &Limits) -> Result<Vec<Record>> {
+pub(super) fn records_inside(source: &dyn ReadAt, part: Range<u64>, limits: &Limits) -> Result<Vec<Record>> {
     let (first_byte, file_len_bytes) = (part.start, source.len_bytes());
     let section = Section::new(source, part)?;
     let start_bytes = START.len() as u64;

@@ -35,7 +35,7 @@ const VISITS_PER_NAME_BYTE: u64 = 4;
 const NO_CALL: u32 = u32::MAX;
 
 /// What a pickle holds, by name.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Listing {
     /// In the order of their paths, with names that differ.
     pub(super) tensors: Vec<Tensor>,

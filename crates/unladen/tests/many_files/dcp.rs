@@ -1,9 +1,14 @@
 //! Distributed checkpoints, composed by hand.
 
 use super::{load, load_opened, refused, refused_with, warnings, write::*};
-use std::{fs, os::unix::fs::symlink};
+use std::{fs, ops::Range, os::unix::fs::symlink, path::Path};
 use tempfile::TempDir;
-use unladen::{DType, Format, Limits, OpenOptions, open, open_with};
+use unladen::{
+    DType, Format, Limits, OpenOptions, Progress,
+    format::{TreeStyle, tree},
+    open, open_with,
+    verify::{self, Check, Kind},
+};
 
 const MODULE: &str = "torch.distributed.checkpoint.metadata";
 
@@ -30,8 +35,8 @@ struct Tensor {
 struct Save {
     tensors: Vec<Tensor>,
     files: Vec<(String, Vec<u8>)>,
-    /// Names of what is no tensor.
-    objects: Vec<&'static str>,
+    /// What is no tensor: its name, its file, and the bytes there.
+    objects: Vec<(&'static str, String, Range<u64>)>,
     /// Extensions that the chunks went through.
     transforms: Vec<&'static str>,
 }
@@ -81,6 +86,12 @@ impl Save {
         self.tensors.push(Tensor { name, dtype: "float32", size: size.to_vec(), chunks: vec![chunk] });
     }
 
+    /// Adds what is no tensor.
+    fn object(&mut self, name: &'static str, file: &str, value: &Py) {
+        let (start_byte, len_bytes) = self.store(file, archive_of(value, None));
+        self.objects.push((name, file.to_owned(), start_byte..start_byte + len_bytes));
+    }
+
     fn store(&mut self, file: &str, archive: Vec<u8>) -> (u64, u64) {
         let position = self.files.iter().position(|(name, _)| name == file).unwrap_or_else(|| {
             self.files.push((file.to_owned(), Vec::new()));
@@ -128,11 +139,14 @@ impl Save {
                 stored.push((object(MODULE, "MetadataIndex", key), place));
             }
         }
-        for name in &self.objects {
+        for (name, file, bytes) in &self.objects {
             let class = Py::Global(MODULE, "BytesStorageMetadata");
             listed.push((text(name), Py::Object(Box::new(class), Box::new(Py::None))));
-            let place =
-                vec![("relative_path", text("__0_0.distcp")), ("offset", Py::Int(0)), ("length", Py::Int(1))];
+            let place = vec![
+                ("relative_path", text(file)),
+                ("offset", Py::Int(bytes.start as i64)),
+                ("length", Py::Int((bytes.end - bytes.start) as i64)),
+            ];
             let place = object("torch.distributed.checkpoint.filesystem", "_StorageInfo", place);
             stored.push((object(MODULE, "MetadataIndex", vec![("fqn", text(name))]), place));
         }
@@ -165,7 +179,8 @@ fn good() -> Save {
     save.whole("whole", &[2, 3], &counting(1, 24));
     save.whole("scalar", &[], &counting(50, 4));
     save.whole("empty", &[0, 3], &[]);
-    save.objects = vec!["optimizer.param_groups", "step"];
+    save.object("optimizer.param_groups", two, &Py::List(vec![text("lr"), Py::None]));
+    save.object("step", "__2_0.distcp", &Py::Int(7));
     save
 }
 
@@ -189,12 +204,68 @@ fn chunks_of_several_ranks_make_whole_tensors_by_every_strategy() {
     assert_eq!(loaded["scalar"], (DType::F32, vec![], counting(50, 4)));
     assert_eq!(load(&dir.path().join(".metadata")), loaded);
     let checkpoint = open(dir.path()).unwrap();
-    assert_eq!((checkpoint.format, checkpoint.files().len()), (Format::Dcp, 2));
+    assert_eq!((checkpoint.format, checkpoint.files().len()), (Format::Dcp, 3));
     assert_eq!(checkpoint.path, dir.path());
     let warnings = warnings(&checkpoint);
     assert!(warnings.contains("`optimizer.param_groups`, `step`"), "{warnings}");
     // The classes of the metadata are known; names of others are not.
     assert_eq!(checkpoint.warnings.iter().filter(|it| it.to_string().contains("names code")).count(), 0);
+}
+
+fn tree_of(path: &Path, style: TreeStyle) -> String {
+    let mut shown = String::new();
+    tree(path, &OpenOptions::default(), style, &mut |piece| {
+        shown.push_str(piece);
+        Ok(())
+    })
+    .unwrap();
+    shown
+}
+
+#[test]
+fn what_is_no_tensor_stands_in_the_tree_and_its_records_are_verified() {
+    let dir = good().write();
+    let text = tree_of(dir.path(), TreeStyle::default());
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[1], "  'rows': tensor float32 [5, 4] `rows`");
+    assert_eq!(lines[6..], ["  'optimizer.param_groups': ['lr', None]", "  'step': 7", "}"]);
+    let json = tree_of(dir.path(), TreeStyle { json: true, full: false });
+    assert!(json.ends_with("\"optimizer.param_groups\":[\"lr\",null],\"step\":7}\n"), "{json}");
+
+    // 5 chunks of three records and a tensor without elements; two values of two records.
+    let file = dir.path().join("__2_0.distcp");
+    let mut bytes = fs::read(&file).unwrap();
+    let findings = |n_compared: u64| {
+        let checkpoint = open(dir.path()).unwrap();
+        let check =
+            Check { host_budget_bytes: 64 << 20, limits: Limits::default(), hashes: false, manifest: None };
+        let checked = verify::check(&checkpoint, checkpoint.files(), &check, &Progress::default()).unwrap();
+        assert_eq!(checked.n_compared, n_compared);
+        checked.findings
+    };
+    let n_chunks = 2 + 4 + 3;
+    assert_eq!(findings(3 * n_chunks + 2 * 2), []);
+    let place = bytes.windows(2).position(|it| it == b"K\x07" || it == b"\x07\0").unwrap();
+    bytes[place + 1] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let findings = findings(3 * n_chunks + 2 * 2);
+    let [finding] = &findings[..] else { panic!("{findings:?}") };
+    assert_eq!((finding.kind, &finding.path, &finding.tensors[..]), (Kind::Checksum, &file, &[][..]));
+}
+
+#[test]
+fn a_value_that_is_no_tensor_stands_where_nothing_else_does() {
+    refuses(|save| save.objects[0].2.start -= 1, "chunks share no bytes");
+    refuses(|save| save.objects[1].2.end += 1, "`step`");
+    refuses(|save| save.objects[1].1 = "../x".to_owned(), "own folder");
+    refuses(|save| save.objects[1].1 = "missing".to_owned(), "none of that name");
+    refuses(
+        |save| {
+            let first = save.objects[1].clone();
+            save.objects.push(("again", first.1, first.2));
+        },
+        "chunks share no bytes",
+    );
 }
 
 /// Applies a change to a good checkpoint, which must be refused with these words.

@@ -133,11 +133,17 @@ pub(crate) fn archive(shape: &[u64], stride: &[u64], bytes: &[u8]) -> Vec<u8> {
     let hooks = Py::Call(Box::new(Py::Global("collections", "OrderedDict")), vec![]);
     let args = vec![storage, Py::Int(0), numbers(shape), numbers(stride), Py::Int(0), hooks];
     let tensor = Py::Call(Box::new(Py::Global("torch._utils", "_rebuild_tensor_v2")), args);
+    archive_of(&tensor, Some(bytes))
+}
+
+/// An archive as `torch.save` writes it of any value, with the bytes of one storage or of none.
+pub(crate) fn archive_of(value: &Py, storage: Option<&[u8]>) -> Vec<u8> {
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
-    for (name, content) in
-        [("archive/data.pkl", &pickle(&tensor)[..]), ("archive/data/0", bytes), ("archive/version", b"3\n")]
-    {
+    let pickle = pickle(value);
+    let storage = storage.map(|bytes| ("archive/data/0", bytes));
+    let records = [("archive/data.pkl", &pickle[..])].into_iter().chain(storage);
+    for (name, content) in records.chain([("archive/version", &b"3\n"[..])]) {
         zip.start_file(name, options).unwrap();
         zip.write_all(content).unwrap();
     }

@@ -32,6 +32,8 @@ pub(super) struct Metadata {
     pub(super) tensors: Vec<SplitTensor>,
     /// Those of one tensor behind each other.
     pub(super) chunks: Vec<Chunk>,
+    /// What is no tensor, in the order of the state dict.
+    pub(super) objects: Vec<Object>,
     /// Names of the files, each once.
     pub(super) files: Vec<String>,
     pub(super) warnings: Vec<Warning>,
@@ -59,6 +61,16 @@ pub(super) struct Chunk {
     pub(super) bytes: Range<u64>,
 }
 
+/// A number, a string or whatever else is no tensor: pickled, in an archive of its own.
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) name: String,
+    /// Tensors that come before it in the state dict.
+    pub(super) n_before: usize,
+    /// Position in [`Metadata::files`], and where in that file. `None`: nothing says where.
+    pub(super) place: Option<(u32, Range<u64>)>,
+}
+
 /// Reads the pickle. Fails with [`Error::Unsupported`] for what no version of PyTorch writes, or writes with extensions.
 pub(super) fn read(bytes: &[u8], options: &OpenOptions) -> Result<Metadata> {
     let mut pickle = pickle::read(bytes, 0, &options.limits)?;
@@ -70,6 +82,7 @@ pub(super) fn read(bytes: &[u8], options: &OpenOptions) -> Result<Metadata> {
         arena,
         visits: Visits::new(bytes.len()),
         stored: HashMap::new(),
+        objects: HashMap::new(),
         file_of: HashMap::new(),
         metadata: Metadata::default(),
         max_chunks: options.limits.n_tensors,
@@ -95,6 +108,8 @@ struct Reader<'a> {
     visits: Visits,
     /// Where the chunks are that no tensor has claimed yet.
     stored: HashMap<ChunkKey<'a>, Value>,
+    /// Where what is no tensor is.
+    objects: HashMap<&'a [u8], Value>,
     file_of: HashMap<&'a [u8], u32>,
     metadata: Metadata,
     max_chunks: usize,
@@ -112,7 +127,10 @@ impl<'a> Reader<'a> {
             let name = self.field(key, "fqn")?;
             let name = self.name(name)?;
             // What is no tensor has no place in one.
-            let Some(at) = self.optional(key, "offset")? else { continue };
+            let Some(at) = self.optional(key, "offset")? else {
+                self.objects.insert(name, place);
+                continue;
+            };
             let at = self.dims(at)?;
             if self.stored.insert((name, at), place).is_some() {
                 let found = format!("two for a chunk of `{}`", shown(&String::from_utf8_lossy(name)));
@@ -135,12 +153,17 @@ impl<'a> Reader<'a> {
             };
             if self.class_of(value) == Some(&b"BytesStorageMetadata"[..]) {
                 objects.push(name);
+                let place = self.objects.remove(bytes).map(|it| self.place(it)).transpose()?;
+                let n_before = self.metadata.tensors.len();
+                self.metadata.objects.push(Object { name: name.to_owned(), n_before, place });
                 continue;
             }
             self.read_tensor(bytes, name, value).map_err(|error| error.in_tensor(&shortened(name)))?;
         }
         if objects.len() > 0 {
-            let what = format!("what is stored as pickled objects, not as tensors: {objects}");
+            let what = format!(
+                "what is stored as pickled objects, not as tensors (`inspect --tree` shows it): {objects}"
+            );
             self.metadata.warnings.push(Warning::LeftOut(what));
         }
         Ok(())

@@ -43,6 +43,15 @@ pub(super) fn before(node: &Node<'_>, index: usize, label: &Label, arena: &Arena
     }
 }
 
+/// What comes before a child whose name is no value of the pickle's.
+pub(super) fn before_name(node: &Node<'_>, index: usize, name: &str, text: &mut String) {
+    let is_object = matches!(node, Node::Dict { is_object: true, .. });
+    text.push_str(if index > 0 { "," } else { "" });
+    text.push_str(if is_object { "" } else { "[" });
+    string(name.as_bytes(), text);
+    text.push(if is_object { ':' } else { ',' });
+}
+
 /// What comes behind a child.
 pub(super) fn after(node: &Node<'_>, text: &mut String) {
     if matches!(node, Node::Dict { is_object: false, .. }) {
@@ -91,7 +100,7 @@ pub(super) fn whole(
     }
 }
 
-fn title(head: &Head<'_>, text: &mut String) {
+pub(super) fn title(head: &Head<'_>, text: &mut String) {
     match head {
         Head::Items => {}
         Head::Object(name) => {

@@ -28,7 +28,7 @@ fn printed(parts: &[&[u8]], style: TreeStyle) -> String {
         Ok(())
     };
     let mut writer = Writer { style, text: String::new(), out: &mut out };
-    print(&contents, &OpenOptions::default(), &mut writer).unwrap();
+    print(&contents, false, &OpenOptions::default(), &mut writer).unwrap();
     writer.flush(0).unwrap();
     all
 }
@@ -120,7 +120,7 @@ fn text_that_is_multiplied_is_refused() {
     let mut out = |_: &str| Ok(());
     let style = TreeStyle { full: true, json: true };
     let mut writer = Writer { style, text: String::new(), out: &mut out };
-    assert!(print(&contents, &OpenOptions::default(), &mut writer).is_err());
+    assert!(print(&contents, false, &OpenOptions::default(), &mut writer).is_err());
 }
 
 #[test]

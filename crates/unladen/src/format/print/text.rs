@@ -73,6 +73,13 @@ pub(super) fn before(frame: &Frame<'_>, index: usize, label: &Label, arena: &Are
     }
 }
 
+/// What comes before a child whose name is no value of the pickle's.
+pub(super) fn before_name(frame: &Frame<'_>, name: &str, text: &mut String) {
+    new_line(frame.indent + 1, text);
+    string(name.as_bytes(), usize::MAX, text);
+    text.push_str(": ");
+}
+
 /// Says how many more there are.
 pub(super) fn cut(frame: &Frame<'_>, n_more: usize, text: &mut String) {
     if frame.is_inline {
@@ -126,7 +133,7 @@ pub(super) fn whole(
     }
 }
 
-fn title(head: &Head<'_>, text: &mut String) {
+pub(super) fn title(head: &Head<'_>, text: &mut String) {
     match head {
         Head::Items => {}
         Head::Object(name) => text.extend(name.escape_debug()),
