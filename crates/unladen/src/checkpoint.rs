@@ -128,6 +128,8 @@ pub enum Warning {
         n_tensors: u64,
         /// Their bytes, ties counted as often as they are named.
         len_bytes: u64,
+        /// Where the path was not given but found: others that may have been meant.
+        others: Vec<String>,
     },
     /// A format of plain tensors holds the parts of a sparse or nested tensor, and not that they are one.
     PartsAlone {
@@ -170,9 +172,14 @@ impl fmt::Display for Warning {
             Warning::TiesWrittenOut { n_tensors, len_bytes } => {
                 write!(f, "{n_tensors} tied tensors lose their ties: {len_bytes} bytes are written again")
             }
-            Warning::OutsideRoot { root, n_tensors, len_bytes } => {
+            Warning::OutsideRoot { root, n_tensors, len_bytes, others } => {
                 let root = root.escape_debug();
-                write!(f, "left out: {n_tensors} tensors ({len_bytes} bytes) that are not below `{root}`")
+                write!(f, "left out: {n_tensors} tensors ({len_bytes} bytes) that are not below `{root}`")?;
+                for (index, other) in others.iter().enumerate() {
+                    let before = if index == 0 { "; meant may be " } else { ", " };
+                    write!(f, "{before}`{}`", other.escape_debug())?;
+                }
+                Ok(())
             }
             Warning::PartsAlone { name, what } => {
                 let [name, what] = [name, what].map(|it| it.escape_debug());

@@ -71,7 +71,7 @@ pub fn format_for_path(path: &Path, explicit: Option<Format>) -> Result<Format> 
             "a name that ends in .pth, .pt, .bin or .safetensors, or a folder",
             format!(".{other}"),
         )
-        .hint("choose another name, or say which format to write")
+        .hint("choose another name, or say which format to write (--to)")
         .unsupported()
         .in_file(path)),
     }

@@ -128,7 +128,9 @@ fn warning(warning: &Warning) -> u64 {
         Warning::SameName { name, listed_as, place } => {
             [name, listed_as, place].map(|it| block(it.capacity())).into_iter().sum()
         }
-        Warning::OutsideRoot { root, .. } => block(root.capacity()),
+        Warning::OutsideRoot { root, others, .. } => {
+            block(root.capacity()) + table(others) + others.iter().map(|it| block(it.capacity())).sum::<u64>()
+        }
         Warning::PartsAlone { name, what } => block(name.capacity()) + block(what.capacity()),
         Warning::MissingRecord(_) | Warning::TrailingBytes { .. } | Warning::TiesWrittenOut { .. } => 0,
     }

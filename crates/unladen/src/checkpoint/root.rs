@@ -54,12 +54,12 @@ impl Checkpoint {
     ///
     /// Fails with [`Error::Mismatch`] if no tensor is below the path: it lists the keys there.
     pub fn restrict(mut self, root: &Root) -> Result<Checkpoint> {
-        let path = match root {
-            Root::Auto => match self.roots.first() {
-                Some(path) => path.clone(),
+        let (path, others) = match root {
+            Root::Auto => match self.roots.split_first() {
+                Some((path, others)) => (path.clone(), others.to_vec()),
                 None => return Ok(self),
             },
-            Root::At(path) => path.strip_suffix('.').unwrap_or(path).to_owned(),
+            Root::At(path) => (path.strip_suffix('.').unwrap_or(path).to_owned(), Vec::new()),
         };
         let prefix = format!("{path}.");
         if !self.tensors.iter().any(|it| it.name.starts_with(&prefix)) {
@@ -92,7 +92,7 @@ impl Checkpoint {
         self.keep_used_storages();
         self.roots = Vec::new();
         if n_tensors > 0 {
-            self.warnings.push(Warning::OutsideRoot { root: path, n_tensors, len_bytes });
+            self.warnings.push(Warning::OutsideRoot { root: path, n_tensors, len_bytes, others });
         }
         Ok(self)
     }
@@ -233,7 +233,12 @@ mod tests {
             let starts: Vec<u64> = below.storages.iter().map(|it| it.start_byte).collect();
             assert_eq!(starts, [1, 3, 4]);
             assert_eq!((below.composites[0].name.as_str(), below.composites[0].parts.clone()), ("n", 1..3));
-            let left_out = Warning::OutsideRoot { root: "model".to_owned(), n_tensors: 2, len_bytes: 2 };
+            let left_out = Warning::OutsideRoot {
+                root: "model".to_owned(),
+                n_tensors: 2,
+                len_bytes: 2,
+                others: Vec::new(),
+            };
             assert_eq!(below.warnings, [Warning::MetaTensor("a".to_owned()), left_out]);
             below.validate().unwrap();
         }

@@ -296,9 +296,14 @@ pub fn is_in_order(tensor: &Tensor) -> bool {
     matches!(tensor.backing, Backing::Storage(_)) && tensor.layout.is_contiguous()
 }
 
+/// True if its elements are brought into order: they stand in another, and are not refused for being too many.
+fn is_put_in_order(tensor: &Tensor) -> bool {
+    !is_in_order(tensor) && tensor.layout.check_expansion().is_ok()
+}
+
 /// The length of the longest tensor whose elements have to be brought into order.
 fn strided_bytes(checkpoint: &Checkpoint) -> u64 {
-    let strided = checkpoint.tensors.iter().filter(|it| it.backing != Backing::Meta && !is_in_order(it));
+    let strided = checkpoint.tensors.iter().filter(|it| it.backing != Backing::Meta && is_put_in_order(it));
     strided.map(|it| it.layout.len_bytes()).max().unwrap_or(0)
 }
 
@@ -309,7 +314,7 @@ fn packed_strided_bytes(checkpoint: &Checkpoint) -> u64 {
     }
     let is_packed =
         |id| checkpoint.pieces(id).any(|it| checkpoint.is_packed(checkpoint.storage_of(&it).file));
-    let strided = checkpoint.iter().filter(|(id, it)| !is_in_order(it) && is_packed(*id));
+    let strided = checkpoint.iter().filter(|(id, it)| is_put_in_order(it) && is_packed(*id));
     strided.map(|(_, it)| it.layout.len_bytes()).max().unwrap_or(0)
 }
 

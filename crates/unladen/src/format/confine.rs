@@ -95,7 +95,7 @@ impl<'a> Folder<'a> {
             return Ok(());
         }
         Err(Fault::new("a file in the folder", format!("a link to `{}`", shown(&target.to_string_lossy())))
-            .hint("if you trust the link, allow it (`OpenOptions::follow_links`), or copy the file to its place")
+            .hint("if you trust the link, allow it (--follow-links, `OpenOptions::follow_links`), or copy the file to its place")
             .unsupported()
             .in_file(link))
     }

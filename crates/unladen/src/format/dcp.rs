@@ -6,7 +6,7 @@ mod metadata;
 use super::{
     OpenOptions,
     assembly::{Assembly, check_n_files},
-    confine::Folder,
+    confine::{Folder, ShownNames},
     folder::natural,
     pickle,
     records::records_inside,
@@ -20,10 +20,13 @@ use crate::{
     tensor::{Backing, Extent, Layout, Storage, StorageId, Tensor, TensorId},
 };
 use metadata::{Chunk, Metadata, Object, SplitTensor};
-use std::{ops::Range, path::Path};
+use std::{collections::HashSet, ops::Range, path::Path};
 
 /// The file that makes a folder a distributed checkpoint.
 pub(super) const METADATA: &str = ".metadata";
+
+/// What names of files with chunks end with.
+pub(super) const CHUNKS: &str = ".distcp";
 
 /// What helps where a chunk's archive is none that PyTorch writes there.
 const SAVE_AGAIN: &str = "load it with PyTorch and save it again with torch.distributed.checkpoint.save";
@@ -41,8 +44,24 @@ fn read(source: &FileSource, folder: &Folder<'_>, options: &OpenOptions) -> Resu
     let mut assembly = Assembly::new(Format::Dcp, folder.path(), options);
     let places = open_files(&metadata, folder, &mut assembly, options)?;
     assembly.checkpoint.warnings.append(&mut metadata.warnings);
+    assembly.checkpoint.warnings.extend(strays(folder.path(), &metadata.files, options));
+    assembly.checkpoint.roots = std::mem::take(&mut metadata.roots);
     put_together(metadata, places, &mut assembly.checkpoint)?;
     assembly.finish()
+}
+
+/// A warning about files of chunks that the metadata do not name. None if the folder cannot be listed: the metadata say what
+/// the checkpoint is, and this is news beside it.
+fn strays(folder: &Path, files: &[String], options: &OpenOptions) -> Option<Warning> {
+    let named: HashSet<&str> = files.iter().map(String::as_str).collect();
+    let entries = std::fs::read_dir(folder).ok()?.take(options.limits.n_files);
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut strays: Vec<String> = names.filter(|it| it.ends_with(CHUNKS) && !named.contains(&**it)).collect();
+    strays.sort_unstable();
+    let mut shown = ShownNames::default();
+    strays.iter().for_each(|it| shown.push(it));
+    let what = || format!("files that `{METADATA}` does not name: {shown}");
+    (shown.len() > 0).then(|| Warning::LeftOut(what()))
 }
 
 fn read_metadata(source: &FileSource, options: &OpenOptions) -> Result<Metadata> {
@@ -200,6 +219,12 @@ fn open_chunk(
         if warnings.len() < MAX_WARNINGS && !warnings.contains(&warning) {
             warnings.push(warning);
         }
+    }
+    if let Some(composite) = one.composites.first() {
+        let found = format!("one of a {} tensor, which is more than its numbers", composite.kind);
+        return Err(Fault::new("a chunk of a plain tensor", found)
+            .hint("load it with PyTorch and save it with torch.save, or leave the tensor out")
+            .unsupported());
     }
     let (Some(found), None) = (one.tensors.pop(), one.tensors.pop()) else {
         return Err(Fault::new("an archive with one tensor as a chunk", "one with others").corrupt());

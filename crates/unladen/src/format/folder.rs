@@ -66,12 +66,18 @@ fn open_names(path: &Path, names: &[String], options: &OpenOptions) -> Result<(C
             let hint = "open them one by one, or bring the model's weight map (`*.index.json`)";
             Err(Fault::new("a folder with one model", found).hint(hint).unsupported())
         }
-        (None, _) => Err(no_checkpoint(names)),
+        (None, _) => Err(no_checkpoint(path, names)),
     }
 }
 
 /// The error of a folder that is no checkpoint. It may hold one.
-fn no_checkpoint(names: &[String]) -> Error {
+fn no_checkpoint(path: &Path, names: &[String]) -> Error {
+    if names.iter().any(|it| it.ends_with(dcp::CHUNKS)) {
+        let found = "chunks of one (`.distcp`) without the `.metadata` that says what they are";
+        return Fault::new("a distributed checkpoint", found)
+            .hint("bring the folder's `.metadata`; it is written last, so without it the save did not end")
+            .corrupt();
+    }
     let is_one = |name: &str| {
         let extension = name.rsplit_once('.').map(|(_, extension)| extension);
         !name.starts_with('.') && extension.is_some_and(|it| CHECKPOINTS.contains(&it))
@@ -80,7 +86,13 @@ fn no_checkpoint(names: &[String]) -> Error {
     names.iter().filter(|it| is_one(it)).for_each(|it| files.push(it));
     let shown = files.to_string();
     let shown = shown.escape_debug();
+    let mut folders = ShownNames::default();
+    let is_folder = |name: &&String| !name.starts_with('.') && path.join(name).is_dir();
+    names.iter().filter(is_folder).for_each(|it| folders.push(it));
     let (found, hint) = match files.len() {
+        0 if folders.len() > 0 => {
+            ("folders in it", format!("open the one that you mean: {}", folders.to_string().escape_debug()))
+        }
         0 => ("none in it", "a folder of tensors holds one .pt or .pth file for each".to_owned()),
         1 => ("none by the names of its files", format!("open the file itself: {shown}")),
         _ => ("none by the names of its files", format!("open the file itself, one of {shown}")),

@@ -21,8 +21,9 @@ use skim::Hole;
 
 /// Beyond this, positions of 32 bits would not do.
 const MAX_OBJECTS: usize = 1 << 29;
-/// Values that wait for what takes them; Python writes at most 1,000 items at a time, but tuples whole.
-const MAX_STACK: usize = 8_000_000;
+/// Values that wait for what takes them, for each object that there may be: Python writes at most 1,000 items at a time, but
+/// tuples whole.
+const MAX_STACK_PER_OBJECT: (usize, usize) = (2, 5);
 /// The newest protocol.
 const MAX_PROTOCOL: u8 = 5;
 
@@ -98,6 +99,7 @@ fn read_around<'a>(
         ids,
         next_hole: 0,
         max_objects: limits.n_objects.min(MAX_OBJECTS),
+        max_stack: limits.n_objects.min(MAX_OBJECTS) / MAX_STACK_PER_OBJECT.1 * MAX_STACK_PER_OBJECT.0,
         at: 0,
         opcode_at: 0,
         stack: Vec::new(),
@@ -125,6 +127,7 @@ struct Machine<'a> {
     /// The next string that is not here but in the file.
     next_hole: usize,
     max_objects: usize,
+    max_stack: usize,
     /// The next byte.
     at: usize,
     /// The opcode that is being carried out.
@@ -397,7 +400,7 @@ impl<'a> Machine<'a> {
 
     #[inline]
     fn push(&mut self, value: Value) -> Result<()> {
-        if self.stack.len() >= MAX_STACK {
+        if self.stack.len() >= self.max_stack {
             return Err(self.overflow());
         }
         self.stack.push(value);
@@ -406,7 +409,8 @@ impl<'a> Machine<'a> {
 
     #[cold]
     fn overflow(&self) -> Error {
-        self.fault(format!("at most {MAX_STACK} waiting values"), "a pickle that needs more").unsupported()
+        self.fault(format!("at most {} waiting values", self.max_stack), "a pickle that needs more")
+            .over_limit("n_objects")
     }
 
     /// The top value above the last mark.

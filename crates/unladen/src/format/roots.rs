@@ -7,7 +7,7 @@ use super::{
 use std::collections::HashSet;
 
 /// Keys of state dicts, the likeliest first: what the readers of other projects look for.
-const KNOWN: [&str; 15] = [
+pub(super) const KNOWN: [&str; 15] = [
     "state_dict",
     "model_state_dict",
     "model_state",

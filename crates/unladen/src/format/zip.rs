@@ -363,6 +363,14 @@ mod tests {
         assert_eq!(read(&junk).unwrap().trailing_bytes, 8);
         let prefixed = [b"prefix", &bytes[..]].concat();
         assert!(read(&prefixed).is_err());
+        // Two of them, of which readers take the one or the other.
+        for options in [stored(), stored().large_file(true)] {
+            let other = written(&["y/data.pkl"], options, "");
+            for between in [&b""[..], b"gap", &[0; 100_000]] {
+                let error = read(&[&bytes[..], between, &other].concat()).unwrap_err().to_string();
+                assert!(error.contains("another one behind the first"), "{error}");
+            }
+        }
     }
 
     #[test]

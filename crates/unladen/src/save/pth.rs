@@ -43,7 +43,7 @@ pub(super) fn check_dtype(tensor: &Checked<'_>) -> Result<()> {
     }
     Err(tensor.unsupported(
         "a dtype other than PyTorch's quantised ones",
-        "save its integer values as int8 or int32",
+        "no format that is written here has them: dequantise it in PyTorch (`Tensor.dequantize`), or keep the file",
     ))
 }
 

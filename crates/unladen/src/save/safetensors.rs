@@ -1,6 +1,6 @@
 //! Writes a safetensors file, byte for byte as the reference library does. The format has no ties.
 
-use super::{Checked, Output, Source, target, ties_written_out};
+use super::{Checked, Output, Source, pickle, target, ties_written_out};
 use crate::{
     checkpoint::Warning,
     dtype::DType,
@@ -91,10 +91,14 @@ fn row<'a>(tensor: &'a Checked<'a>) -> Result<Row<'a>> {
     };
     match name.and_then(|name| Some((name, ORDER.iter().position(|it| *it == name)?))) {
         Some((dtype, rank)) => Ok(Row { tensor, dtype, rank, shape }),
-        None => {
+        None if pickle::has_plain_tensors(dtype) => {
             Err(tensor
-                .unsupported("a dtype that safetensors has", "write a .pth file, which has every dtype"))
+                .unsupported("a dtype that safetensors has", "write a .pth file, which has every plain dtype"))
         }
+        None => Err(tensor.unsupported(
+            "a dtype other than PyTorch's quantised ones",
+            "no format that is written here has them: dequantise it in PyTorch (`Tensor.dequantize`), or keep the file",
+        )),
     }
 }
 

@@ -5,6 +5,7 @@ use std::{fs, ops::Range, os::unix::fs::symlink, path::Path};
 use tempfile::TempDir;
 use unladen::{
     DType, Format, Limits, OpenOptions, Progress,
+    checkpoint::Root,
     format::{TreeStyle, tree},
     open, open_with,
     verify::{self, Check, Kind},
@@ -37,6 +38,8 @@ struct Save {
     files: Vec<(String, Vec<u8>)>,
     /// What is no tensor: its name, its file, and the bytes there.
     objects: Vec<(&'static str, String, Range<u64>)>,
+    /// The keys that a name was made of.
+    paths: Vec<(&'static str, Vec<&'static str>)>,
     /// Extensions that the chunks went through.
     transforms: Vec<&'static str>,
 }
@@ -150,9 +153,11 @@ impl Save {
             let place = object("torch.distributed.checkpoint.filesystem", "_StorageInfo", place);
             stored.push((object(MODULE, "MetadataIndex", vec![("fqn", text(name))]), place));
         }
+        let keys = |keys: &[&str]| Py::Tuple(keys.iter().map(|it| text(it)).collect());
+        let paths: Vec<_> = self.paths.iter().map(|(name, path)| (text(name), keys(path))).collect();
         let fields = vec![
             ("state_dict_metadata", Py::Dict(listed)),
-            ("planner_data", Py::None),
+            ("planner_data", if paths.is_empty() { Py::None } else { Py::Dict(paths) }),
             ("storage_data", Py::Dict(stored)),
             ("version", text("1.0.0")),
         ];
@@ -266,6 +271,45 @@ fn a_value_that_is_no_tensor_stands_where_nothing_else_does() {
         },
         "chunks share no bytes",
     );
+}
+
+#[test]
+fn the_state_dict_inside_is_found_by_the_keys_that_names_were_made_of() {
+    let mut save = Save::default();
+    for name in ["model.a.w", "ema.w", "model.b"] {
+        save.whole(name, &[1], &counting(1, 4));
+    }
+    // Two keys of one name each, as the names alone would not tell.
+    save.paths = vec![
+        ("model.a.w", vec!["model", "a.w"]),
+        ("ema.w", vec!["ema", "w"]),
+        ("model.b", vec!["model.b"]),
+        ("step", vec!["module", "step"]),
+    ];
+    let dir = save.write();
+    let checkpoint = open(dir.path()).unwrap();
+    assert_eq!(checkpoint.roots, ["model", "ema"]);
+    let options = OpenOptions { root: Some(Root::Auto), ..OpenOptions::default() };
+    let part = open_with(dir.path(), &options).unwrap();
+    let names: Vec<&str> = part.tensors.iter().map(|it| &*it.name).collect();
+    assert_eq!(names, ["a.w", "b"]);
+    assert!(warnings(&part).contains("not below `model`; meant may be `ema`"), "{}", warnings(&part));
+    save.paths.clear();
+    assert_eq!(open(save.write().path()).unwrap().roots, [""; 0]);
+}
+
+#[test]
+fn chunks_that_no_metadata_name_are_told() {
+    let dir = good().write();
+    fs::copy(dir.path().join("__1_0.distcp"), dir.path().join("__7_0.distcp")).unwrap();
+    let told = warnings(&open(dir.path()).unwrap());
+    assert!(told.contains("files that `.metadata` does not name: `__7_0.distcp`"), "{told}");
+    fs::remove_file(dir.path().join(".metadata")).unwrap();
+    let error = refused(dir.path());
+    assert!(error.contains("without the `.metadata`"), "{error}");
+    // By itself such a file is two archives or more.
+    let error = refused(&dir.path().join("__1_0.distcp"));
+    assert!(error.contains("another one behind the first"), "{error}");
 }
 
 /// Applies a change to a good checkpoint, which must be refused with these words.

@@ -6,6 +6,7 @@ use super::super::{
     confine::{ShownNames, shortened, shown},
     pickle::{self, Arena, Meaning, Value},
     rebuild::{Visits, unsigned},
+    roots,
 };
 use crate::{
     checkpoint::Warning,
@@ -13,7 +14,7 @@ use crate::{
     error::{Error, Fault, Result},
     tensor::{Dims, MAX_DIMS},
 };
-use foldhash::{HashMap, HashMapExt as _};
+use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 use std::ops::Range;
 
 /// Bytes of a name that cost as much as a visited value.
@@ -34,6 +35,8 @@ pub(super) struct Metadata {
     pub(super) chunks: Vec<Chunk>,
     /// What is no tensor, in the order of the state dict.
     pub(super) objects: Vec<Object>,
+    /// Keys of the outermost dictionary that may be a state dict's, the likeliest first.
+    pub(super) roots: Vec<String>,
     /// Names of the files, each once.
     pub(super) files: Vec<String>,
     pub(super) warnings: Vec<Warning>,
@@ -92,6 +95,9 @@ pub(super) fn read(bytes: &[u8], options: &OpenOptions) -> Result<Metadata> {
     let state_dict = reader.field(root, "state_dict_metadata")?;
     reader.list_stored(storage_data)?;
     reader.read_tensors(state_dict)?;
+    if let Some(Value::Dict(paths)) = reader.optional(root, "planner_data")? {
+        reader.find_roots(paths)?;
+    }
     let Reader { stored, mut metadata, .. } = reader;
     if !stored.is_empty() {
         metadata.warnings.push(Warning::LeftOut(format!("{} chunks that belong to no tensor", stored.len())));
@@ -166,6 +172,29 @@ impl<'a> Reader<'a> {
             );
             self.metadata.warnings.push(Warning::LeftOut(what));
         }
+        Ok(())
+    }
+
+    /// Names are flat, and the planner says which keys each was made of.
+    fn find_roots(&mut self, paths: u32) -> Result<()> {
+        let arena = self.arena;
+        let mut tensors: HashSet<&[u8]> = HashSet::new();
+        let names: Vec<&str> = self.metadata.tensors.iter().map(|it| &*it.name).collect();
+        tensors.extend(names.iter().map(|it| it.as_bytes()));
+        let mut tops: HashSet<&[u8]> = HashSet::new();
+        for &(name, path) in &arena.dicts[paths as usize].items {
+            let (Value::Str(name), Some(path)) = (name, arena.sequence(path)) else { continue };
+            self.visits.spend(1 + path.len() as u64)?;
+            let is_named = path.len() > 1 && path.iter().all(|it| matches!(it, Value::Str(_)));
+            if let (Some(&Value::Str(top)), true) = (path.first(), is_named)
+                && tensors.contains(arena.bytes(name))
+            {
+                tops.insert(arena.bytes(top));
+            }
+        }
+        let found = roots::KNOWN.iter().filter(|it| tops.contains(it.as_bytes()));
+        let found = found.map(|it| (*it).to_owned()).collect();
+        self.metadata.roots = found;
         Ok(())
     }
 

@@ -83,6 +83,8 @@ fn a_folder_around_checkpoints_names_them() {
     let hint = || open(folder.path(), &OpenOptions::default()).unwrap_err().hint().to_owned();
     fs::write(folder.path().join("config.yaml"), "").unwrap();
     assert!(hint().contains(".pth file for each"), "{}", hint());
+    fs::create_dir(folder.path().join("checkpoint-500")).unwrap();
+    assert!(hint().contains("open the one that you mean: `checkpoint-500`"), "{}", hint());
     fs::write(folder.path().join("last.ckpt"), "").unwrap();
     assert!(hint().contains("open the file itself: `last.ckpt`"), "{}", hint());
     fs::write(folder.path().join("best.ckpt"), "").unwrap();

@@ -15,6 +15,16 @@ fn items(bytes: &[u8]) -> Vec<(Value, Value)> {
 }
 
 #[test]
+fn values_that_wait_are_counted_with_the_objects() {
+    let tuple = |n_items: usize| [b"\x80\x02(", &b"K\x01".repeat(n_items)[..], b"t."].concat();
+    let limits = Limits { n_objects: 20, ..Limits::default() };
+    assert!(read(&tuple(8), 0, &limits).is_ok());
+    let error = read(&tuple(9), 0, &limits).unwrap_err();
+    assert!(error.hint().contains("--limit n_objects="), "{error} {}", error.hint());
+    assert!(read(&tuple(9), 0, &Limits { n_objects: 40, ..limits }).is_ok());
+}
+
+#[test]
 fn integers_of_every_opcode_keep_their_sign() {
     assert_eq!(value(b"\x80\x02K\xff."), Value::Int(Wide(255)));
     assert_eq!(value(b"\x80\x02J\xff\xff\xff\xff."), Value::Int(Wide(-1)));

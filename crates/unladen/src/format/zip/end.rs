@@ -27,6 +27,8 @@ pub(super) struct End {
 
 /// Takes the last end record whose comment reaches the end of the file and whose directory ends where it begins;
 /// if there is none, the last one with such a directory.
+///
+/// Fails also where that is another archive than readers find that allow for bytes in front of it.
 pub(super) fn find(source: &dyn ReadAt) -> Result<End> {
     let file_len_bytes = source.len_bytes();
     if let Some(end) = without_comment(source)? {
@@ -35,7 +37,7 @@ pub(super) fn find(source: &dyn ReadAt) -> Result<End> {
     let tail_byte =
         file_len_bytes.saturating_sub((END_BYTES + LOCATOR_BYTES + END64_BYTES + MAX_COMMENT_BYTES) as u64);
     let tail = source.read_range(tail_byte..file_len_bytes)?;
-    let (mut cut_short, mut nearest) = (None, None);
+    let (mut cut_short, mut nearest): (Option<End>, Option<usize>) = (None, None);
     for at in (0..tail.len().saturating_sub(END_BYTES - 1)).rev() {
         if tail[at..at + 4] != *b"PK\x05\x06" {
             continue;
@@ -51,6 +53,14 @@ pub(super) fn find(source: &dyn ReadAt) -> Result<End> {
             _ => {}
         }
     }
+    if let Some(at) = nearest
+        && let Some(first_byte) = shifted(source, &tail, tail_byte, at)?
+    {
+        return Err(Fault::new("one zip archive", "another one behind the first")
+            .at(first_byte)
+            .hint("chunks of a distributed checkpoint (.distcp): open their folder; anything else: readers differ in which of the two they take, do not trust this file")
+            .corrupt());
+    }
     cut_short.ok_or_else(|| {
         let hint = "the file looks truncated; compare its size with the publisher's";
         match nearest {
@@ -65,6 +75,24 @@ pub(super) fn find(source: &dyn ReadAt) -> Result<End> {
         }
         .corrupt()
     })
+}
+
+/// Where the archive begins whose end record stands at `tail[at..]`, if it counts from there and not from the file's beginning,
+/// and that is an archive as well.
+fn shifted(source: &dyn ReadAt, tail: &[u8], tail_byte: u64, at: usize) -> Result<Option<u64>> {
+    const START: &[u8] = b"PK\x03\x04";
+    let directory_end_byte = u64::from(u32_at(tail, at + 12)) + u64::from(u32_at(tail, at + 16));
+    let locator = at.checked_sub(LOCATOR_BYTES).map(|it| &tail[it..at]);
+    let in_front = match locator.filter(|it| it.starts_with(b"PK\x06\x07")) {
+        Some(locator) => u64_at(locator, 8).saturating_add((END64_BYTES + LOCATOR_BYTES) as u64),
+        None => directory_end_byte,
+    };
+    let first_byte = (tail_byte + at as u64).checked_sub(in_front).filter(|it| *it > 0);
+    let starts = |at: u64| -> Result<bool> { Ok(source.read_range(at..at + START.len() as u64)? == START) };
+    match first_byte {
+        Some(first_byte) if starts(0)? && starts(first_byte)? => Ok(Some(first_byte)),
+        _ => Ok(None),
+    }
 }
 
 /// The end record in the last bytes of the file, which is where nearly every archive has it: the first that [`find`] would
