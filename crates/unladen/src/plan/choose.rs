@@ -3,6 +3,7 @@
 use super::{
     Intent, LoadPlan, Machine, PlanOptions, Strategy, UNKNOWN_GPU_BYTES,
     generate::{self, Generator},
+    granules,
     items::{Item, items},
     size::bookkeeping_bytes,
     staging::{MIN_CHUNK_BYTES, Ring, chunk_sizes, fewer, upload_sizes},
@@ -233,6 +234,7 @@ impl<'a> Request<'a> {
             io: self.machine.io.clone(),
             fingerprint: self.fingerprint,
             predicted: Peaks::default(),
+            driver_bytes: PerDevice::default(),
             weights_bytes: PerDevice::default(),
         };
         let mut peaks = Peaks::default();
@@ -244,6 +246,7 @@ impl<'a> Request<'a> {
             weights_bytes = held.device_bytes;
         }
         (plan.predicted, plan.weights_bytes) = (peaks, weights_bytes);
+        plan.driver_bytes = granules::taken_bytes(&plan.steps, plan.n_slots);
         plan
     }
 
@@ -268,21 +271,25 @@ impl<'a> Request<'a> {
         // What a load to GPUs leaves on the host is no device's.
         let is_for_gpus = self.is_for_gpus();
         let is_meant = move |(device, _): &(Device, u64)| !is_for_gpus || *device != Device::Host;
-        let needed = || plan.predicted.device_bytes.iter().filter(is_meant);
+        let needed = plan.predicted.device_bytes.iter().filter(is_meant);
         // One budget for each: what the neediest device needs is what does.
         let budget_bytes = self.options.device_budget_bytes;
-        if let Some((device, needed_bytes)) = needed().max_by_key(|(_, bytes)| *bytes)
+        if let Some((device, needed_bytes)) = needed.max_by_key(|(_, bytes)| *bytes)
             && needed_bytes > budget_bytes
         {
             return over(device, Limit::DeviceBudget, needed_bytes, budget_bytes);
         }
-        for (device, needed_bytes) in needed().filter(|(device, _)| *device != Device::Host) {
-            let free_bytes = self.machine.free_device_bytes.get(device);
-            if needed_bytes > free_bytes {
-                return over(device, Limit::FreeDeviceMemory, needed_bytes, free_bytes);
+        // What is free is the driver's figure, so what is needed of it is the driver's too.
+        let needed = plan.driver_bytes.iter().filter(|(device, _)| *device != Device::Host);
+        let needed =
+            needed.map(|(device, bytes)| (device, bytes, self.machine.free_device_bytes.get(device)));
+        let short = needed.filter(|(_, needed_bytes, free_bytes)| needed_bytes > free_bytes);
+        match short.max_by_key(|(_, needed_bytes, free_bytes)| needed_bytes - free_bytes) {
+            Some((device, needed_bytes, free_bytes)) => {
+                over(device, Limit::FreeDeviceMemory, needed_bytes, free_bytes)
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn largest_on(&self, device: Device) -> Option<TensorId> {

@@ -19,6 +19,8 @@ mod faulty;
 mod giving_back;
 #[cfg(feature = "cuda")]
 mod gpus;
+#[cfg(feature = "cuda")]
+mod granules;
 mod memory;
 mod random;
 mod run;
