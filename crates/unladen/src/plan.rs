@@ -7,6 +7,7 @@ mod choose;
 mod generate;
 mod granules;
 mod items;
+mod model;
 mod on_gpu;
 mod options;
 mod place;
