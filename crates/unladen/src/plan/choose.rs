@@ -188,6 +188,7 @@ impl<'a> Request<'a> {
             chunk_bytes,
             places_pages,
             is_cached,
+            widens_on_host: false,
         };
         let to_host = chunk_sizes(is_direct).filter(move |_| !is_for_gpus).map(move |it| ring(it, 0));
         let to_gpus =
@@ -198,8 +199,20 @@ impl<'a> Request<'a> {
             chunk_bytes: MIN_CHUNK_BYTES,
             places_pages: false,
             is_cached,
+            widens_on_host: false,
         });
-        to_host.chain(to_gpus).chain(narrow)
+        // What a GPU has no room to widen, the host does: sooner than that the buffers become small.
+        let widens = self.widens_on_gpus();
+        let on_host = move |ring| widens.then_some(Ring { widens_on_host: true, ..ring });
+        let rings = to_host.chain(to_gpus).chain(narrow);
+        rings.flat_map(move |ring| [ring].into_iter().chain(on_host(ring)))
+    }
+
+    /// True if elements for a GPU become wider, which takes memory there that is not the weights'.
+    fn widens_on_gpus(&self) -> bool {
+        let elem_bytes = |item: &Item| self.checkpoint.tensor(item.tensor).layout.dtype().size_bytes();
+        let mut on_gpus = self.items.iter().filter(|it| it.device != Device::Host);
+        on_gpus.any(|it| it.layout.dtype().size_bytes() > elem_bytes(it))
     }
 
     fn is_for_gpus(&self) -> bool {

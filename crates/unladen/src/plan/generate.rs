@@ -175,9 +175,7 @@ impl Generator<'_> {
             });
             let Some(run) = run else {
                 match is_gpu {
-                    true => {
-                        reads.extend(on_gpu::reads_of(self.checkpoint, item, target, self.ring.chunk_bytes)?)
-                    }
+                    true => reads.extend(on_gpu::reads_of(self.checkpoint, item, target, self.ring)?),
                     false => reads.extend(read_of(self.checkpoint, item, &self.machine.io, target)?),
                 }
                 continue;
@@ -283,7 +281,7 @@ impl Generator<'_> {
             });
             of_items.push(slot);
         }
-        let laid_out = on_gpu::lay_out(self.checkpoint, items, &of_items, self.ring.chunk_bytes)?;
+        let laid_out = on_gpu::lay_out(self.checkpoint, items, &of_items, self.ring)?;
         for (slot, device, tensor) in &slots {
             let len_bytes = laid_out.len_bytes.get(slot).copied().unwrap_or(0);
             steps.reserve_slot(*slot, Space::Device(*device), len_bytes, owner, *tensor);

@@ -1,14 +1,18 @@
-//! What is free on a GPU, to the last granule: what a plan says that the driver will take is what it takes, and what does not
-//! fit is refused before anything is taken. Over the driver of `tests/fake_cuda`.
+//! What is free on a GPU, to the last granule: what a plan says that the driver will take is what it takes, what does not fit
+//! is refused before anything is taken, and what fits without room for casts is cast on the host. Over the driver of
+//! `tests/fake_cuda`.
 
 use crate::{
     checkpoint::Case,
+    expected,
     fake_driver::{Fake, Report},
     run::{Spread, Way},
 };
 use unladen::{
-    DType, Device, Error, LoadPlan, OpenCheckpoint, PlanOptions, Result, RunOptions, Strategy, error::Limit,
-    plan::GRANULE_BYTES, tensor::Layout,
+    Casts, DType, Device, Error, LoadPlan, OpenCheckpoint, PlanOptions, Result, RunOptions, Strategy,
+    error::Limit,
+    plan::{GRANULE_BYTES, Step},
+    tensor::Layout,
 };
 
 const GPU: Device = Device::Cuda(0);
@@ -112,5 +116,81 @@ fn several_gpus_are_compared_each_with_what_is_free_there() {
         let error = plan().unwrap_err();
         let words = format!("`stream to {device}` needs free memory of the GPU");
         assert!(error.to_string().contains(&words), "{error}");
+    }
+}
+
+/// Halves: large and small, some turned over.
+fn halves() -> Case {
+    let mut case = Case::of_files(vec![(0..7_000_000u32).map(|it| (it / 977 % 251) as u8).collect()]);
+    case.add_storage(0, 64, 6_999_000, false);
+    for (name, start_elem, len) in
+        [("large", 0, 2_000_000), ("middle", 2_000_001, 200_000), ("small", 2_300_000, 700)]
+    {
+        let layout = Layout::strided(DType::F16, &[len], &[1], start_elem).unwrap();
+        case.add_tensor(name, layout, 0);
+    }
+    let turned = Layout::strided(DType::F16, &[1000, 900], &[1, 1000], 2_400_000).unwrap();
+    case.add_tensor("turned", turned, 0);
+    case
+}
+
+#[test]
+fn what_a_gpu_has_no_room_to_widen_is_widened_on_the_host_by_the_same_way() {
+    let name = "granules::what_a_gpu_has_no_room_to_widen_is_widened_on_the_host_by_the_same_way";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    let case = halves();
+    let open = case.open();
+    let resolved = expected::resolved(&case);
+    for (frees_singly, strategy) in
+        [(false, None), (true, None), (false, Some(Strategy::Meta)), (false, Some(Strategy::MmapCopy))]
+    {
+        let context = format!("{strategy:?}, singly: {frees_singly}");
+        let options = PlanOptions {
+            strategy,
+            device: GPU,
+            frees_singly,
+            casts: Casts::parse("f32").unwrap(),
+            n_threads: Some(2),
+            ..PlanOptions::default()
+        };
+        let plan_with = |free_bytes: u64| {
+            fake.tell(&format!("used {}", TOTAL_BYTES - free_bytes));
+            open.plan(&options)
+        };
+        let scratch = |plan: &LoadPlan| -> usize {
+            let of_step = |step: &Step| match step {
+                Step::Upload { scratch, .. } => scratch.len(),
+                _ => 0,
+            };
+            plan.steps().iter().map(of_step).sum()
+        };
+        let roomy = plan_with(TOTAL_BYTES).unwrap();
+        assert!(scratch(&roomy) > 0, "{context}");
+        let Err(Error::OverBudget { needed_bytes, limit: Limit::FreeDeviceMemory, .. }) = plan_with(0) else {
+            panic!("{context}: a plan for a GPU that is full")
+        };
+        assert!(needed_bytes < roomy.predicted_driver_bytes().get(GPU), "{context}");
+        let tight = plan_with(needed_bytes).expect(&context);
+        assert_eq!((tight.strategy(), scratch(&tight)), (roomy.strategy(), 0), "{context}");
+        if strategy.is_none() {
+            assert_eq!(tight.strategy(), Strategy::Stream, "{context}");
+            assert_eq!(tight.predicted().device_bytes, tight.weights_by_device(), "{context}");
+        }
+        assert!(plan_with(needed_bytes - 1).is_err(), "{context}");
+        for (plan, free_bytes) in [(&tight, needed_bytes), (&roomy, TOTAL_BYTES)] {
+            fake.tell(&format!("used {}\ndelay_us 300", TOTAL_BYTES - free_bytes));
+            let n_launches = || fake.report().n_calls("cuLaunchKernel");
+            let n_before = n_launches();
+            let loaded = open.run(plan, RunOptions::default()).expect(&context);
+            assert_eq!(n_launches() > n_before, scratch(plan) > 0, "{context}");
+            assert_eq!(loaded.peaks, plan.predicted(), "{context}");
+            assert_eq!(loaded.gpus.driver_peak_bytes, plan.predicted_driver_bytes(), "{context}");
+            for ((name, view), bytes) in loaded.state.iter().zip(&resolved) {
+                let mut found = Vec::new();
+                view.for_each_chunk(|chunk| found.extend_from_slice(chunk)).unwrap();
+                let right = expected::cast(DType::F16, DType::F32, bytes.as_ref().unwrap());
+                assert!(expected::are_equal(DType::F32, true, &found, &right), "{context}: {name}");
+            }
+        }
     }
 }
