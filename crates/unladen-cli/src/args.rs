@@ -113,7 +113,8 @@ pub(crate) struct PlanArgs {
     /// Free host memory of the machine that is meant, if it is not this one.
     #[arg(long, value_name = "BYTES", value_parser = human::parse_bytes)]
     pub(crate) free_host: Option<u64>,
-    /// Free memory of its GPUs, of each.
+    /// Free memory of its GPUs, of each, as their driver would say it: what it rounds up is counted, by granules of 2 MiB.
+    /// By default what is free on those here, and of one that is not here, enough.
     #[arg(long, value_name = "BYTES", value_parser = human::parse_bytes)]
     pub(crate) free_device: Option<u64>,
     /// Print JSON.

@@ -243,9 +243,20 @@ fn without_a_driver_a_gpu_is_a_typed_error_and_can_be_planned_for() {
     let planned: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(planned["device"], "cuda:3");
     assert!(planned["overhead_bytes"].as_u64().unwrap() <= 64 << 20);
+    assert_eq!(planned["devices"][0]["free_bytes"], 1 << 30);
     let (code, _, err) = plan("1MiB");
     assert_eq!(code, 1);
-    assert!(err.contains("device budget"), "{err}");
+    assert!(err.contains("needs free memory of the GPU") && err.contains("but 1048576 are free"), "{err}");
+    // That it is not here is said, and the plan is made.
+    if without(&["load", path, "--device", "cuda:3"]).0 != 0 {
+        assert!(planned["devices"][0]["why_absent"].as_str().unwrap().starts_with("cuda"), "{planned}");
+        let (code, out, err) = without(&["plan", path, "--device", "cuda:3"]);
+        assert_eq!(code, 0, "{err}");
+        let line = out.lines().find(|it| it.starts_with("not here     cuda:3: ")).unwrap_or_default();
+        assert!(line.contains("; this is a plan for one elsewhere that has room for it"), "{out}");
+        let (_, out, _) = without(&["plan", path, "--device", "cuda:3", "--free-device", "1GiB"]);
+        assert!(out.contains("; this is a plan for one elsewhere with 1.00 GiB free"), "{out}");
+    }
     for (words, expected) in [
         (["--device", "cuda:99"], "no such device"),
         (["--device", "gpu"], "it is `host`, or `cuda:0` to `cuda:31`; `unladen devices` lists those"),
@@ -312,6 +323,59 @@ fn a_file_that_is_cut_off_before_or_during_a_load_is_an_error_that_leaves_nothin
         assert!(err.starts_with("error: ") && err.contains(name) && err.contains("\nhint: "), "{err}");
         fake.report().assert_clean();
     }
+}
+
+#[test]
+fn a_plan_and_a_load_compare_what_the_driver_will_take_with_what_is_free() {
+    const TOTAL_BYTES: u64 = 8 << 30;
+    let Some(fake) = Fake::new() else { return };
+    let (path, _folder) = tiny("tiny.pth");
+    let path = text(&path);
+    let command = |name, words: &[&str]| {
+        let mut command = unladen(&[name, path, "--device", "cuda:1"]);
+        command.args(words);
+        command
+    };
+    let mut needed = Vec::new();
+    for words in [&[][..], &["--free-singly"], &["--free-singly", "--strategy", "per-tensor"]] {
+        fake.tell("");
+        let planned = json(fake.set_up(command("plan", words).arg("--json")));
+        let device = &planned["devices"][0];
+        assert_eq!((&device["free_bytes"], &device["why_absent"]), (&TOTAL_BYTES.into(), &Value::Null));
+        let [asked_bytes, needed_bytes] =
+            ["predicted_peak_bytes", "predicted_driver_peak_bytes"].map(|it| device[it].as_u64().unwrap());
+        assert!(asked_bytes < needed_bytes && needed_bytes % (2 << 20) == 0, "{device}");
+        needed.push(needed_bytes);
+        // A budget is bytes, and what is free is granules.
+        let [budget, free] = [asked_bytes, needed_bytes].map(|it| it.to_string());
+        let both = ["--device-budget", &budget, "--free-device", &free];
+        let (code, out, err) = run(fake.set_up(command("plan", words).args(both)));
+        assert_eq!(code, 0, "{err}");
+        assert!(out.contains("for which the driver takes ") && !out.contains("not here"), "{out}");
+        let less = (needed_bytes - 1).to_string();
+        let expected = format!("granules of 2 MiB) of {needed_bytes} bytes, but {less} are free");
+        let (code, _, err) = run(fake.set_up(command("plan", words).args(["--free-device", &less])));
+        assert_eq!(code, 1);
+        assert!(err.contains(&expected), "{err}");
+
+        // A load finds the same by the driver's own figure, and takes nothing.
+        for (free_bytes, expected_code) in [(needed_bytes - 1, 1), (needed_bytes, 0)] {
+            fake.tell(&format!("used {}", TOTAL_BYTES - free_bytes));
+            let (code, _, err) = run(fake.set_up(&mut command("load", words)));
+            assert_eq!(code, expected_code, "{err}");
+            assert!(code == 0 || err.contains(&expected) && err.contains("\nhint: "), "{err}");
+            let report = fake.report();
+            assert_eq!(report.n_calls("cuMemAlloc_v2") > 0, code == 0);
+            report.assert_clean();
+        }
+    }
+    assert!(needed[0] < needed[1], "each by itself takes more: {needed:?}");
+
+    // One that this machine does not have.
+    let planned = json(fake.set_up(&mut unladen(&["plan", path, "--json", "--device", "cuda:7"])));
+    let device = &planned["devices"][0];
+    assert_eq!(device["free_bytes"], Value::Null);
+    assert!(device["why_absent"].as_str().unwrap().starts_with("cuda:7: "), "{device}");
 }
 
 #[test]

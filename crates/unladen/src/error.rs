@@ -85,7 +85,7 @@ pub enum Limit {
     DeviceBudget,
     /// The machine's memory, or what the control group leaves of it.
     FreeMemory,
-    /// What nobody else holds of a GPU's memory.
+    /// What nobody else holds of a GPU's memory. What is needed of it is counted as drivers take it, in whole granules.
     FreeDeviceMemory,
     /// What any machine can address.
     AddressSpace,
@@ -107,7 +107,7 @@ impl fmt::Display for Limit {
             Limit::HostBudget => "a host budget",
             Limit::DeviceBudget => "a device budget",
             Limit::FreeMemory => "free memory",
-            Limit::FreeDeviceMemory => "free memory of the GPU",
+            Limit::FreeDeviceMemory => "free memory of the GPU (by the driver's granules of 2 MiB)",
             Limit::AddressSpace => "an address space",
         })
     }
@@ -273,7 +273,7 @@ impl Error {
                 "allow the bytes that it needs (--device-budget), cast to a smaller type (--dtype bf16), or let a part go elsewhere (--device-map)"
             }
             Error::OverBudget { limit: Limit::FreeDeviceMemory, .. } => {
-                "free memory on the GPU (`nvidia-smi` shows who holds it), cast to a smaller type (--dtype bf16), or leave a part on the host (--device-map)"
+                "free memory on the GPU (`nvidia-smi` shows who holds it), cast to a smaller type (--dtype bf16), or leave a part on the host (--device-map); tensors that can be freed singly (--free-singly) take more"
             }
             Error::OverBudget { .. } => {
                 "free some memory, cast to a smaller type (--dtype bf16), or let the file's own pages do (--intent read-only)"

@@ -5,7 +5,9 @@
 
 mod choose;
 mod generate;
+mod granules;
 mod items;
+mod model;
 mod on_gpu;
 mod options;
 mod place;
@@ -15,6 +17,7 @@ mod steps;
 mod strategy;
 
 pub use choose::paths_of;
+pub use granules::GRANULE_BYTES;
 pub use options::{DEFAULT_HOST_BUDGET_BYTES, Intent, Machine, PlanOptions, UNKNOWN_GPU_BYTES};
 pub use staging::{PLACED_BYTES, chunk_sizes, fewer};
 pub use steps::{Change, Copy, Fill, Fresh, Gather, Part, Read, Rooms, SlotId, Span, Step, Way};
@@ -43,6 +46,7 @@ pub struct LoadPlan {
     fingerprint: u64,
     bookkeeping_bytes: u64,
     predicted: Peaks,
+    driver_bytes: PerDevice,
     weights_bytes: PerDevice,
 }
 
@@ -138,6 +142,13 @@ impl LoadPlan {
     /// The peaks that running the plan will reach.
     pub fn predicted(&self) -> Peaks {
         self.predicted
+    }
+
+    /// What running the plan will take at most of each GPU's free memory; nothing of the host's. It is
+    /// [`predicted`](LoadPlan::predicted) as drivers round it up: memory of at least 1 MiB to whole granules of
+    /// [`GRANULE_BYTES`], what is smaller to 512 bytes, of which many share a granule.
+    pub fn predicted_driver_bytes(&self) -> PerDevice {
+        self.driver_bytes
     }
 
     /// Memory that stays with the weights when the load is over, on all devices; none for mappings and for the caller's

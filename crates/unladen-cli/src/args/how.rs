@@ -14,8 +14,8 @@ pub(crate) struct WayArgs {
     /// Tensors that go elsewhere, by name or module: `trf_blocks.0-23=cuda:0,*=cuda:1`, the first rule that fits decides.
     #[arg(long, value_name = "RULES", value_parser = device_map)]
     pub(crate) device_map: Option<DeviceMap>,
-    /// Give each tensor on a GPU memory of its own, that can be freed singly; the driver rounds each up, to 2 MiB mostly.
-    /// Only `stream` does.
+    /// Give each tensor on a GPU memory of its own, that can be freed singly. The driver then rounds each up by itself, to
+    /// 2 MiB mostly, where otherwise one range holds all: `unladen plan` says what it takes.
     #[arg(long)]
     pub(crate) free_singly: bool,
     /// What may be allocated on each device, weights included; by default, what is free.
@@ -78,9 +78,8 @@ impl WayArgs {
 
     /// A warning if the plan has no tensor that can be freed singly, and one was asked for.
     pub(crate) fn frees_none_singly(&self, plan: &LoadPlan) -> Option<&'static str> {
-        let has_gpu = plan.devices().iter().any(|it| *it != Device::Host);
-        let is_idle = self.free_singly && !(has_gpu && plan.strategy() == Strategy::Stream);
-        is_idle.then_some("warning: --free-singly does nothing here: it is for tensors on GPUs, by `stream`")
+        let is_idle = self.free_singly && !plan.is_for_gpus();
+        is_idle.then_some("warning: --free-singly does nothing here: it is for tensors on GPUs")
     }
 }
 

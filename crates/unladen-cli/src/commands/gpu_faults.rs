@@ -14,11 +14,9 @@ use unladen::{
     cuda::{Context, Memory},
     error::Fault,
     memory::{Held, Reservation},
+    plan::GRANULE_BYTES,
     verify,
 };
-
-/// By how much free memory may have shrunk: what drivers hand out memory in.
-const GRANULE_BYTES: u64 = 2 << 20;
 
 /// How often a load is tried that may be over before it is cancelled.
 const N_ATTEMPTS: usize = 5;
@@ -97,7 +95,7 @@ fn digest(path: &Path, checkpoint: &OpenCheckpoint, options: &PlanOptions) -> Re
     verify::digest_of(&loaded.state, path, watch::progress())
 }
 
-/// A driver that runs out may give up what it kept for itself, so there may be more than before.
+/// By how much free memory may have shrunk: a granule. A driver that runs out may give up what it kept for itself, so there may be more than before.
 fn is_back(before_bytes: u64, after_bytes: u64) -> bool {
     before_bytes.saturating_sub(after_bytes) <= GRANULE_BYTES
 }

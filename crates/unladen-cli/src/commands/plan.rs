@@ -4,25 +4,25 @@ use crate::{args::PlanArgs, human, out};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use serde::Serialize;
 use unladen::{
-    Device, Intent, LoadPlan, OpenCheckpoint, Result,
+    Device, Intent, LoadPlan, Machine, OpenCheckpoint, Result,
+    cuda::Context,
     device::PerDevice,
     memory::Space,
-    plan::{Part, Read, Step, Way},
+    plan::{Part, Read, Step, UNKNOWN_GPU_BYTES, Way},
     stamp::FileStamp,
 };
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     let checkpoint = unladen::open_with(&args.file, &args.open.options())?;
-    let mut options = args.how.options(Intent::Private);
+    let options = args.how.options(Intent::Private);
     let mut machine = checkpoint.machine(&options);
     machine.free_host_bytes = args.free_host.unwrap_or(machine.free_host_bytes);
     if let Some(free_bytes) = args.free_device {
-        options.device_budget_bytes = options.device_budget_bytes.min(free_bytes);
         // The machine that is meant has GPUs of its own.
         machine.free_device_bytes = PerDevice::of_each_gpu(free_bytes);
     }
     let plan = LoadPlan::new(&checkpoint, &options, &machine)?;
-    let report = report(&checkpoint, &plan, options.host_budget_bytes, machine.free_host_bytes);
+    let report = report(&checkpoint, &plan, options.host_budget_bytes, &machine);
     if args.json {
         out::result(&serde_json::to_string(&report).expect("strings and numbers"));
     } else {
@@ -30,6 +30,11 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     }
     args.how.way.unused(&checkpoint).iter().for_each(|it| out::words(it));
     args.how.way.frees_none_singly(&plan).iter().for_each(|it| out::words(it));
+    if args.free_device.is_some() && !plan.is_for_gpus() {
+        out::words(
+            "warning: --free-device does nothing here: it is for loads to GPUs (--device, --device-map)",
+        );
+    }
     checkpoint.warnings.iter().for_each(|it| out::words(&format!("warning: {it}")));
     Ok(())
 }
@@ -63,7 +68,14 @@ struct Report {
 struct DeviceLine {
     device: String,
     weights_bytes: u64,
+    /// What is asked for.
     predicted_peak_bytes: u64,
+    /// What the driver takes for that, in whole granules; `null` for the host.
+    predicted_driver_peak_bytes: Option<u64>,
+    /// Of the GPU; `null`: nobody asked a driver, nor was told; and for the host.
+    free_bytes: Option<u64>,
+    /// Why this machine cannot load to the GPU; `null`: it can.
+    why_absent: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -82,12 +94,7 @@ struct Line {
     what: String,
 }
 
-fn report(
-    checkpoint: &OpenCheckpoint,
-    plan: &LoadPlan,
-    host_budget_bytes: u64,
-    free_host_bytes: u64,
-) -> Report {
+fn report(checkpoint: &OpenCheckpoint, plan: &LoadPlan, host_budget_bytes: u64, machine: &Machine) -> Report {
     let predicted = plan.predicted();
     let files = checkpoint.files.iter().zip(plan.inputs());
     Report {
@@ -101,19 +108,31 @@ fn report(
         host_budget_bytes: Some(host_budget_bytes).filter(|it| *it < u64::MAX),
         predicted_host_peak_anon_bytes: predicted.host_anon_bytes,
         predicted_device_peak_bytes: predicted.device_bytes.total_bytes(),
-        devices: plan.devices().iter().map(|it| device_line(plan, *it)).collect(),
+        devices: plan.devices().iter().map(|it| device_line(plan, *it, machine)).collect(),
         predicted_mapped_peak_bytes: predicted.mapped_bytes,
-        free_host_bytes: Some(free_host_bytes).filter(|it| *it < u64::MAX),
+        free_host_bytes: Some(machine.free_host_bytes).filter(|it| *it < u64::MAX),
         read_bytes: plan.read_bytes(),
         files: files.map(|(file, io)| FileLine { path: name_of(file), bytes: file.len_bytes, io }).collect(),
         steps: lines(plan),
     }
 }
 
-fn device_line(plan: &LoadPlan, device: Device) -> DeviceLine {
-    let weights_bytes = plan.weights_by_device().get(device);
-    let predicted_peak_bytes = plan.predicted().device_bytes.get(device);
-    DeviceLine { device: device.to_string(), weights_bytes, predicted_peak_bytes }
+fn device_line(plan: &LoadPlan, device: Device, machine: &Machine) -> DeviceLine {
+    let is_gpu = device != Device::Host;
+    let why_absent = match device {
+        Device::Cuda(ordinal) => Context::open(ordinal).err(),
+        _ => None,
+    };
+    DeviceLine {
+        device: device.to_string(),
+        weights_bytes: plan.weights_by_device().get(device),
+        predicted_peak_bytes: plan.predicted().device_bytes.get(device),
+        predicted_driver_peak_bytes: is_gpu.then(|| plan.predicted_driver_bytes().get(device)),
+        free_bytes: is_gpu
+            .then(|| machine.free_device_bytes.get(device))
+            .filter(|it| *it != UNKNOWN_GPU_BYTES),
+        why_absent: why_absent.map(|it| it.to_string()),
+    }
 }
 
 /// The path, and of a packed record its name too.
@@ -186,7 +205,8 @@ fn how(n_buffers: usize, chunk_bytes: u64, is_placed: bool, reads: &[Read]) -> S
         (count(&|it| matches!(it, Way::Elements(change) if !change.is_nothing())), "changed"),
         (count(&|it| matches!(it, Way::Parts(parts) if !is_changed(parts))), "of several tensors"),
         (count(&|it| matches!(it, Way::Parts(parts) if is_changed(parts))), "of several tensors, changed"),
-        (count(&|it| matches!(it, Way::Gather(_) | Way::Boxes(_))), "brought into order"),
+        (count(&is_widened), "widened on the host"),
+        (count(&|it| matches!(it, Way::Gather(_) | Way::Boxes(_)) && !is_widened(it)), "brought into order"),
     ];
     let kinds = kinds.iter().filter(|(n, _)| *n > 0).map(|(n, kind)| format!("{n} {kind}"));
     let mut words = format!("reads: {}", kinds.collect::<Vec<_>>().join(", "));
@@ -197,6 +217,16 @@ fn how(n_buffers: usize, chunk_bytes: u64, is_placed: bool, reads: &[Read]) -> S
         words += ", pages put in place untouched";
     }
     words
+}
+
+/// True if elements stand in the file like in memory, and become wider on the way.
+fn is_widened(way: &Way) -> bool {
+    let gathers = match way {
+        Way::Gather(gathers) => &gathers[..],
+        Way::Boxes(gather) => std::slice::from_ref(&**gather),
+        Way::Plain | Way::Elements(_) | Way::Parts(_) => return false,
+    };
+    gathers.iter().all(|it| it.block.axes.is_empty() && it.change.widens())
 }
 
 fn print(report: &Report) {
@@ -240,8 +270,32 @@ fn print(report: &Report) {
     ];
     let devices = report.devices.iter().map(|it| {
         let name = if it.device == "host" { "device peak" } else { &it.device };
-        (name, human::bytes(it.predicted_peak_bytes))
+        (name, words_of(it))
     });
-    let rows = rows.into_iter().chain(devices);
+    let absent = report.devices.iter().filter_map(|it| Some(("not here", elsewhere(it)?)));
+    let rows = rows.into_iter().chain(devices).chain(absent);
     rows.for_each(|(name, value)| out::result(&format!("{name:<12} {value}")));
+}
+
+/// What a device has to have.
+fn words_of(line: &DeviceLine) -> String {
+    let peak = human::bytes(line.predicted_peak_bytes);
+    let Some(driver_bytes) = line.predicted_driver_peak_bytes else { return peak };
+    let free = line.free_bytes.map(|it| format!(" of {} free", human::bytes(it)));
+    let free = free.unwrap_or_default();
+    format!("{peak}, for which the driver takes {}{free}, 2 MiB at a time", human::bytes(driver_bytes))
+}
+
+/// Of a GPU that this machine does not have: what the plan is for.
+fn elsewhere(line: &DeviceLine) -> Option<String> {
+    let why_absent = line.why_absent.as_ref()?;
+    let named = match why_absent.starts_with(&line.device) {
+        true => String::new(),
+        false => format!("{}: ", line.device),
+    };
+    let meant = match line.free_bytes {
+        Some(free_bytes) => format!("one elsewhere with {} free", human::bytes(free_bytes)),
+        None => "one elsewhere that has room for it (--free-device says what is free there)".to_owned(),
+    };
+    Some(format!("{named}{why_absent}; this is a plan for {meant}"))
 }

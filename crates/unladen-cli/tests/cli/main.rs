@@ -243,7 +243,9 @@ fn a_plan_says_what_a_load_then_does_and_reads_no_tensor() {
     // For a machine that is smaller than this one.
     let failed = fails(1, "plan --free-host 100KiB", &[&path]);
     assert!(failed.contains("free memory"), "{failed}");
-    assert!(fails(1, "plan --free-device 100KiB", &[&path]).contains("a device budget"));
+    assert!(fails(1, "plan --device-budget 100KiB", &[&path]).contains("a device budget"));
+    let (_, words) = ok("plan --free-device 100KiB", &[&path]);
+    assert!(words.contains("warning: --free-device does nothing here"), "{words}");
 
     // 4 TB that are a hole: nothing is read, and no machine has the memory.
     let folder = TempDir::new().unwrap();

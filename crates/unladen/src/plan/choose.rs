@@ -3,6 +3,7 @@
 use super::{
     Intent, LoadPlan, Machine, PlanOptions, Strategy, UNKNOWN_GPU_BYTES,
     generate::{self, Generator},
+    granules,
     items::{Item, items},
     size::bookkeeping_bytes,
     staging::{MIN_CHUNK_BYTES, Ring, chunk_sizes, fewer, upload_sizes},
@@ -187,6 +188,7 @@ impl<'a> Request<'a> {
             chunk_bytes,
             places_pages,
             is_cached,
+            widens_on_host: false,
         };
         let to_host = chunk_sizes(is_direct).filter(move |_| !is_for_gpus).map(move |it| ring(it, 0));
         let to_gpus =
@@ -197,8 +199,20 @@ impl<'a> Request<'a> {
             chunk_bytes: MIN_CHUNK_BYTES,
             places_pages: false,
             is_cached,
+            widens_on_host: false,
         });
-        to_host.chain(to_gpus).chain(narrow)
+        // What a GPU has no room to widen, the host does: sooner than that the buffers become small.
+        let widens = self.widens_on_gpus();
+        let on_host = move |ring| widens.then_some(Ring { widens_on_host: true, ..ring });
+        let rings = to_host.chain(to_gpus).chain(narrow);
+        rings.flat_map(move |ring| [ring].into_iter().chain(on_host(ring)))
+    }
+
+    /// True if elements for a GPU become wider, which takes memory there that is not the weights'.
+    fn widens_on_gpus(&self) -> bool {
+        let elem_bytes = |item: &Item| self.checkpoint.tensor(item.tensor).layout.dtype().size_bytes();
+        let mut on_gpus = self.items.iter().filter(|it| it.device != Device::Host);
+        on_gpus.any(|it| it.layout.dtype().size_bytes() > elem_bytes(it))
     }
 
     fn is_for_gpus(&self) -> bool {
@@ -233,6 +247,7 @@ impl<'a> Request<'a> {
             io: self.machine.io.clone(),
             fingerprint: self.fingerprint,
             predicted: Peaks::default(),
+            driver_bytes: PerDevice::default(),
             weights_bytes: PerDevice::default(),
         };
         let mut peaks = Peaks::default();
@@ -244,6 +259,7 @@ impl<'a> Request<'a> {
             weights_bytes = held.device_bytes;
         }
         (plan.predicted, plan.weights_bytes) = (peaks, weights_bytes);
+        plan.driver_bytes = granules::taken_bytes(&plan.steps, plan.n_slots);
         plan
     }
 
@@ -268,21 +284,25 @@ impl<'a> Request<'a> {
         // What a load to GPUs leaves on the host is no device's.
         let is_for_gpus = self.is_for_gpus();
         let is_meant = move |(device, _): &(Device, u64)| !is_for_gpus || *device != Device::Host;
-        let needed = || plan.predicted.device_bytes.iter().filter(is_meant);
+        let needed = plan.predicted.device_bytes.iter().filter(is_meant);
         // One budget for each: what the neediest device needs is what does.
         let budget_bytes = self.options.device_budget_bytes;
-        if let Some((device, needed_bytes)) = needed().max_by_key(|(_, bytes)| *bytes)
+        if let Some((device, needed_bytes)) = needed.max_by_key(|(_, bytes)| *bytes)
             && needed_bytes > budget_bytes
         {
             return over(device, Limit::DeviceBudget, needed_bytes, budget_bytes);
         }
-        for (device, needed_bytes) in needed().filter(|(device, _)| *device != Device::Host) {
-            let free_bytes = self.machine.free_device_bytes.get(device);
-            if needed_bytes > free_bytes {
-                return over(device, Limit::FreeDeviceMemory, needed_bytes, free_bytes);
+        // What is free is the driver's figure, so what is needed of it is the driver's too.
+        let needed = plan.driver_bytes.iter().filter(|(device, _)| *device != Device::Host);
+        let needed =
+            needed.map(|(device, bytes)| (device, bytes, self.machine.free_device_bytes.get(device)));
+        let short = needed.filter(|(_, needed_bytes, free_bytes)| needed_bytes > free_bytes);
+        match short.max_by_key(|(_, needed_bytes, free_bytes)| needed_bytes - free_bytes) {
+            Some((device, needed_bytes, free_bytes)) => {
+                over(device, Limit::FreeDeviceMemory, needed_bytes, free_bytes)
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn largest_on(&self, device: Device) -> Option<TensorId> {

@@ -4,9 +4,9 @@ use super::{
     Machine, Strategy,
     items::{Item, place_of, plain_run},
     on_gpu,
-    place::{self, Place, packed, read_of},
+    place::{self, Place, read_of},
     staging::Ring,
-    steps::{Copy, Fill, Fresh, SlotId, Span, Step, Steps},
+    steps::{Copy, Fresh, SlotId, Span, Step, Steps},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -175,9 +175,7 @@ impl Generator<'_> {
             });
             let Some(run) = run else {
                 match is_gpu {
-                    true => {
-                        reads.extend(on_gpu::reads_of(self.checkpoint, item, target, self.ring.chunk_bytes)?)
-                    }
+                    true => reads.extend(on_gpu::reads_of(self.checkpoint, item, target, self.ring)?),
                     false => reads.extend(read_of(self.checkpoint, item, &self.machine.io, target)?),
                 }
                 continue;
@@ -249,37 +247,6 @@ impl Generator<'_> {
         }
     }
 
-    /// The model's own memory, with initial values or without.
-    fn model(&self, steps: &mut Steps, device: Device, items: &[Item], is_random: bool) -> Vec<Place> {
-        let slot = steps.slot();
-        let is_gpu = device != Device::Host;
-        let align_bytes = if is_gpu { on_gpu::ALIGN_BYTES } else { place::ALIGN_BYTES };
-        let (places, len_bytes) = packed(items, slot, align_bytes);
-        let fill = |places: &[Place]| {
-            let fills = items.iter().zip(places);
-            Step::Fill(
-                fills.map(|(item, place)| Fill { tensor: item.tensor, target: span(item, *place) }).collect(),
-            )
-        };
-        if is_random && is_gpu {
-            // A model is made on the host, and moved.
-            let on_host = steps.slot();
-            let (made, made_bytes) = packed(items, on_host, align_bytes);
-            steps.reserve_slot(on_host, Space::Host, made_bytes, "model", None);
-            steps.push(fill(&made));
-            steps.reserve_slot(slot, Space::Device(device), len_bytes, "model", None);
-            let whole = |slot| Span { slot, start_byte: 0, len_bytes };
-            self.copy(steps, whole(on_host), whole(slot));
-            steps.release(on_host);
-            return places;
-        }
-        steps.reserve_slot(slot, Space::Device(device), len_bytes, "model", None);
-        if is_random {
-            steps.push(fill(&places));
-        }
-        places
-    }
-
     /// Some tensors of one device, read from the files: where they lie, and the slots that hold them.
     fn state_dict(
         &self,
@@ -314,7 +281,7 @@ impl Generator<'_> {
             });
             of_items.push(slot);
         }
-        let laid_out = on_gpu::lay_out(self.checkpoint, items, &of_items, self.ring.chunk_bytes)?;
+        let laid_out = on_gpu::lay_out(self.checkpoint, items, &of_items, self.ring)?;
         for (slot, device, tensor) in &slots {
             let len_bytes = laid_out.len_bytes.get(slot).copied().unwrap_or(0);
             steps.reserve_slot(*slot, Space::Device(*device), len_bytes, owner, *tensor);
@@ -368,7 +335,7 @@ impl Generator<'_> {
         maps
     }
 
-    fn copy(&self, steps: &mut Steps, source: Span, target: Span) {
+    pub(super) fn copy(&self, steps: &mut Steps, source: Span, target: Span) {
         if target.len_bytes > 0 {
             steps.push(Step::Copy(Copy { source, target, change: None, via: None }));
         }
@@ -382,7 +349,7 @@ fn ordinal(device: Device) -> Option<u32> {
     }
 }
 
-fn span(item: &Item, Place { slot, start_byte }: Place) -> Span {
+pub(super) fn span(item: &Item, Place { slot, start_byte }: Place) -> Span {
     Span { slot, start_byte, len_bytes: item.len_bytes() }
 }
 

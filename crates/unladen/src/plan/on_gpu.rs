@@ -2,11 +2,13 @@
 //!
 //! Each tensor is aligned by itself, so nothing lies like in the file: a large tensor is copied from where it was read to,
 //! small neighbours are read together and brought into place in the staging buffer, so that one copy takes them all.
-//! What the file holds in another order comes in the file's order, and each copy puts lines where they belong.
+//! What the file holds in another order comes in the file's order, and each copy puts lines where they belong; so does what
+//! the host makes wider, box by box, where the GPU has no room for that.
 
 use super::{
     items::{Item, place_of, plain_run},
     place::{MAX_GAP_BYTES, Place, gather, gather_piece, is_in_order},
+    staging::Ring,
     steps::{Change, Gather, Part, Read, SlotId, Span, Way},
 };
 use crate::{
@@ -32,13 +34,13 @@ pub(super) struct OnGpus {
     pub(super) reads: Vec<Read>,
 }
 
-/// Lays items out, each in the slot that is given for it, in file order. A read takes at most `chunk_bytes` of a file
-/// into a staging buffer, and of what lies otherwise on the GPU it makes as many at most.
+/// Lays items out, each in the slot that is given for it, in file order. A read takes at most the ring's `chunk_bytes` of a
+/// file into a staging buffer, and of what lies otherwise on the GPU it makes as many at most.
 pub(super) fn lay_out(
     checkpoint: &Checkpoint,
     items: &[Item],
     slots: &[SlotId],
-    chunk_bytes: u64,
+    ring: Ring,
 ) -> Result<OnGpus> {
     let mut on_gpus = OnGpus {
         places: slots.iter().map(|&slot| Place { slot, start_byte: 0 }).collect(),
@@ -52,22 +54,17 @@ pub(super) fn lay_out(
         *end_byte = start_byte + item.len_bytes();
         on_gpus.places[index].start_byte = start_byte;
         let target = Span { slot: slots[index], start_byte, len_bytes: item.len_bytes() };
-        push(&mut on_gpus.reads, checkpoint, item, target, chunk_bytes)?;
+        push(&mut on_gpus.reads, checkpoint, item, target, ring)?;
     }
-    alone(&mut on_gpus.reads);
+    alone(&mut on_gpus.reads, ring);
     Ok(on_gpus)
 }
 
 /// The reads that bring one item to a place of its own.
-pub(super) fn reads_of(
-    checkpoint: &Checkpoint,
-    item: &Item,
-    target: Span,
-    chunk_bytes: u64,
-) -> Result<Vec<Read>> {
+pub(super) fn reads_of(checkpoint: &Checkpoint, item: &Item, target: Span, ring: Ring) -> Result<Vec<Read>> {
     let mut reads = Vec::new();
-    push(&mut reads, checkpoint, item, target, chunk_bytes)?;
-    alone(&mut reads);
+    push(&mut reads, checkpoint, item, target, ring)?;
+    alone(&mut reads, ring);
     Ok(reads)
 }
 
@@ -84,19 +81,17 @@ fn in_file_order(checkpoint: &Checkpoint, items: &[Item]) -> Vec<usize> {
 }
 
 /// Adds an item's reads behind the others, or makes it a part of the last one.
-fn push(
-    reads: &mut Vec<Read>,
-    checkpoint: &Checkpoint,
-    item: &Item,
-    target: Span,
-    chunk_bytes: u64,
-) -> Result<()> {
+fn push(reads: &mut Vec<Read>, checkpoint: &Checkpoint, item: &Item, target: Span, ring: Ring) -> Result<()> {
     let Some(run) = plain_run(checkpoint, item) else {
-        return push_strided(reads, checkpoint, item, target, chunk_bytes);
+        return push_strided(reads, checkpoint, item, target, ring);
     };
+    let chunk_bytes = ring.chunk_bytes;
     let small_bytes = SMALL_BYTES.min(chunk_bytes);
     let (file, start_byte, len_bytes) = (run.file, run.start_byte, run.len_bytes);
     if len_bytes > small_bytes || target.len_bytes > small_bytes {
+        if is_cast_on_host(run.change, ring) {
+            return push_strided(reads, checkpoint, item, target, ring);
+        }
         let way = as_is(run.change);
         let is_in_order = is_in_order(checkpoint, file, &way);
         reads.push(Read { file, start_byte, len_bytes, target, way, is_in_order });
@@ -130,16 +125,17 @@ fn push(
     Ok(())
 }
 
-/// Adds the reads of an item whose elements stand in another order, or in several places: one if a staging buffer holds it.
+/// Adds the reads of an item whose elements stand in another order, or in several places, or are made wider on the host: one
+/// if a staging buffer holds it.
 fn push_strided(
     reads: &mut Vec<Read>,
     checkpoint: &Checkpoint,
     item: &Item,
     target: Span,
-    chunk_bytes: u64,
+    ring: Ring,
 ) -> Result<()> {
     let whole = Window::whole(item.layout.shape());
-    if item.len_bytes() <= chunk_bytes {
+    if item.len_bytes() <= ring.chunk_bytes {
         reads.extend(gather(checkpoint, item, &whole, target)?);
         return Ok(());
     }
@@ -148,7 +144,7 @@ fn push_strided(
         let Gather { file, start_byte, ref block, change } = gather;
         let len_bytes = change.source_bytes(block.len_bytes());
         // Rows of a tensor that is cut by rows lie together on both sides.
-        let (way, target) = match block.axes.is_empty() {
+        let (way, target) = match block.axes.is_empty() && !is_cast_on_host(change, ring) {
             true => {
                 let start_byte = target.start_byte + block.target_byte;
                 (as_is(change), Span { start_byte, len_bytes: block.len_bytes(), ..target })
@@ -166,11 +162,17 @@ fn as_is(change: Change) -> Way {
     if change.is_nothing() { Way::Plain } else { Way::Elements(change) }
 }
 
+/// True if the elements become wider before they cross the bus.
+fn is_cast_on_host(change: Change, ring: Ring) -> bool {
+    ring.widens_on_host && change.widens()
+}
+
 /// What has no neighbours needs not be brought into place.
-fn alone(reads: &mut [Read]) {
+fn alone(reads: &mut [Read], ring: Ring) {
     for read in reads {
         if let Way::Parts(parts) = &read.way
             && let [Part { change, .. }] = parts[..]
+            && !is_cast_on_host(change, ring)
         {
             read.way = as_is(change);
         }

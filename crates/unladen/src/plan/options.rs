@@ -60,13 +60,15 @@ pub struct PlanOptions {
     pub device: Device,
     /// Tensors that go elsewhere, by name.
     pub device_map: DeviceMap,
-    /// Each tensor on a GPU has memory of its own, so that the caller can free it apart from the others: the driver rounds
-    /// each up to 512 bytes or, above 1 MiB, to 2 MiB. Otherwise all of a GPU's tensors share one range.
+    /// Each tensor on a GPU has memory of its own, so that the caller can free it apart from the others. The driver rounds
+    /// each up: to 512 bytes or, from 1 MiB on, to 2 MiB. Otherwise all of a GPU's tensors share one range.
+    /// [`LoadPlan::predicted_driver_bytes`](super::LoadPlan::predicted_driver_bytes) says what either takes.
     pub frees_singly: bool,
     /// What the load may hold in host memory besides the weights: staging, copies, names and shapes, stacks of threads.
     /// [`u64::MAX`]: whatever it takes.
     pub host_budget_bytes: u64,
-    /// What may be allocated on each device, the weights included. [`u64::MAX`]: what is free.
+    /// What may be allocated on each device, the weights included: the bytes that drivers are asked for, like the ledger's.
+    /// That they round them up counts where what is free is compared, whatever the budget. [`u64::MAX`]: what is free.
     pub device_budget_bytes: u64,
     /// Threads that read and copy, 256 at most; `None`: what the machine suggests.
     pub n_threads: Option<usize>,
@@ -130,7 +132,7 @@ pub const UNKNOWN_GPU_BYTES: u64 = 1 << 40;
 pub struct Machine {
     /// Host memory that can be had, page cache included.
     pub free_host_bytes: u64,
-    /// What is free on GPUs; of those that nobody asked, more than any has.
+    /// What is free on GPUs, by their drivers, who take it in granules; of those that nobody asked, more than any has.
     pub free_device_bytes: PerDevice,
     /// Processors.
     pub n_cores: usize,

@@ -56,6 +56,9 @@ pub(super) struct Ring {
     pub(super) places_pages: bool,
     /// All files come from the page cache: elements are changed while they are in the processor's.
     pub(super) is_cached: bool,
+    /// What a cast makes wider for a GPU is cast in the buffers, and not behind the bus: more bytes cross it, and no memory
+    /// of the GPU is needed on the way.
+    pub(super) widens_on_host: bool,
 }
 
 /// Buffers for some reads.
@@ -114,6 +117,8 @@ pub(super) fn upload_room(reads: &[Read], ring: Ring) -> UploadRoom {
     let rooms = Rooms {
         chunk_bytes: most(&used_bytes),
         cast_bytes: most(&|read| match &read.way {
+            // Elements that stand together are no more in a box than it has bytes.
+            Way::Boxes(gather) if gather.block.axes.is_empty() => gather.boxes(ring.chunk_bytes).max_bytes(),
             Way::Gather(_) | Way::Boxes(_) => cast_bytes(read, used_bytes(read), false),
             Way::Plain | Way::Elements(_) | Way::Parts(_) => 0,
         }),

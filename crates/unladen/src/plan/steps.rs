@@ -1,6 +1,9 @@
 //! The vocabulary of plans: what a load can do, and to which bytes.
 
-use super::staging::{PLACED_BYTES, Ring, Room, UploadRoom, room, upload_room};
+use super::{
+    granules::STEP_BYTES,
+    staging::{PLACED_BYTES, Ring, Room, UploadRoom, room, upload_room},
+};
 use crate::{
     device::Device,
     dtype::{DType, Resolve},
@@ -184,7 +187,7 @@ pub enum Step {
         slot: SlotId,
         /// What it counts as.
         space: Space,
-        /// How much, whole pages.
+        /// How much: whole pages, of a GPU whole steps of 512 bytes.
         len_bytes: u64,
         /// What for, in a word or two.
         owner: &'static str,
@@ -312,7 +315,12 @@ impl Steps {
         owner: &'static str,
         tensor: Option<TensorId>,
     ) {
-        let len_bytes = len_bytes.next_multiple_of(PAGE_BYTES);
+        // Pages are what the host gives; a tensor on a GPU that is to be freed singly may be much shorter.
+        let step_bytes = match space {
+            Space::Device(Device::Cuda(_)) => STEP_BYTES,
+            _ => PAGE_BYTES,
+        };
+        let len_bytes = len_bytes.next_multiple_of(step_bytes);
         self.push(Step::Reserve { slot, space, len_bytes, owner, tensor });
     }
 

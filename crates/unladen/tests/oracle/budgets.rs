@@ -10,6 +10,7 @@ use crate::{
 };
 use unladen::{
     DType, Error, Intent, LoadPlan, Machine, OpenCheckpoint, PlanOptions, Strategy,
+    device::PerDevice,
     error::Limit,
     tensor::{Backing, Layout},
 };
@@ -72,6 +73,13 @@ fn what_is_needed_works_and_a_byte_less_does_not() {
                 let free =
                     |bytes| way.plan(&open, &options, &Machine { free_host_bytes: bytes, ..machine.clone() });
                 needed(&case, Limit::FreeMemory, &free, &context);
+                let free_on_gpus = |bytes| {
+                    let free_device_bytes = PerDevice::of_each_gpu(bytes);
+                    way.plan(&open, &options, &Machine { free_device_bytes, ..machine.clone() })
+                };
+                if matches!(way, Way::OnGpus(..)) {
+                    needed(&case, Limit::FreeDeviceMemory, &free_on_gpus, &context);
+                }
             }
         }
     }

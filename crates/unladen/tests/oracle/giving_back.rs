@@ -42,29 +42,32 @@ fn on_gpu(fake: &Fake, state: &StateDict<'_>) -> u64 {
 
 #[test]
 fn a_tensor_that_is_removed_gives_its_memory_back_with_the_last_name_that_shares_it() {
-    // Whole pages, as plans reserve them.
-    const EACH: u64 = 75 * 4096;
+    // Whole steps, as plans reserve them of a GPU.
+    const EACH: u64 = 601 * 512;
     let name =
         "giving_back::a_tensor_that_is_removed_gives_its_memory_back_with_the_last_name_that_shares_it";
     let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
     let case = case(4, EACH);
     let open = case.open();
-    let mut state = load(&open, &options(true)).state;
-    assert_eq!(on_gpu(&fake, &state), 4 * EACH);
-    for (name, n_left) in [("2", 3), ("0", 3), ("tied", 2), ("3", 1)] {
-        assert_eq!(state.remove(name).unwrap().layout.len_bytes(), EACH);
-        assert_eq!(on_gpu(&fake, &state), n_left * EACH, "after {name}");
-        assert_eq!(fake.report().live("memory"), n_left);
+    for strategy in Strategy::all() {
+        let asked = PlanOptions { strategy: Some(strategy), host_budget_bytes: u64::MAX, ..options(true) };
+        let mut state = load(&open, &asked).state;
+        assert_eq!(on_gpu(&fake, &state), 4 * EACH, "{strategy}");
+        for (name, n_left) in [("2", 3), ("0", 3), ("tied", 2), ("3", 1)] {
+            assert_eq!(state.remove(name).unwrap().layout.len_bytes(), EACH);
+            assert_eq!(on_gpu(&fake, &state), n_left * EACH, "{strategy}: after {name}");
+            assert_eq!(fake.report().live("memory"), n_left);
+        }
+        // The one that is left is whole.
+        let mut bytes = Vec::new();
+        state.get("1").unwrap().for_each_chunk(|it| bytes.extend_from_slice(it)).unwrap();
+        assert_eq!(bytes, case.bytes[0][EACH as usize..2 * EACH as usize], "{strategy}");
+        // What is kept is not given back, whoever keeps it.
+        let kept = state.remove("1").unwrap();
+        assert_eq!((state.held(), fake.report().live("memory")), (Held::default(), 1));
+        drop(kept);
+        assert_eq!(fake.report().live("memory"), 0);
     }
-    // The one that is left is whole.
-    let mut bytes = Vec::new();
-    state.get("1").unwrap().for_each_chunk(|it| bytes.extend_from_slice(it)).unwrap();
-    assert_eq!(bytes, case.bytes[0][EACH as usize..2 * EACH as usize]);
-    // What is kept is not given back, whoever keeps it.
-    let kept = state.remove("1").unwrap();
-    assert_eq!((state.held(), fake.report().live("memory")), (Held::default(), 1));
-    drop(kept);
-    assert_eq!(fake.report().live("memory"), 0);
 
     // In a range that all share, the last one takes it along.
     let mut state = load(&open, &options(false)).state;
