@@ -101,20 +101,31 @@ impl<'a> Request<'a> {
             Strategy::MmapCopy => may_map && !is_packed,
             _ => may_map || !it.maps_files(),
         };
-        let mut best: Option<LoadPlan> = None;
-        let mut nearest: Option<Error> = None;
-        for strategy in Strategy::all().filter(suits) {
-            match self.plan(strategy) {
-                // Ours is the last: among equals, a checkpoint without data for one, it is taken.
-                Ok(plan) if best.as_ref().is_none_or(|best| cost(&plan) <= cost(best)) => best = Some(plan),
-                // Among equals the last: `stream`.
-                Err(error) if nearest.as_ref().is_none_or(|it| distance(&error) <= distance(it)) => {
+        let streamed = self.plan(Strategy::Stream);
+        // Everybody else who reads reads no less, and has more memory to fill: only a mapping can be cheaper.
+        let is_worth_it =
+            |it: &Strategy| *it != Strategy::Stream && suits(it) && (streamed.is_err() || it.maps_files());
+        let others: Vec<Strategy> = Strategy::all().filter(is_worth_it).collect();
+        let (mut best, mut nearest) = match streamed {
+            Ok(plan) if others.is_empty() => return Ok(plan),
+            Ok(plan) => (Some((cost(&plan), Strategy::Stream)), None),
+            Err(error) => (None, Some(error)),
+        };
+        // Of many tensors, two plans side by side would take more than the budget that each is made for: what is kept of each
+        // is what it costs.
+        for strategy in others {
+            match self.plan(strategy).map(|plan| cost(&plan)) {
+                Ok(cost) if best.is_none_or(|(least, _)| cost < least) => best = Some((cost, strategy)),
+                Err(error) if nearest.as_ref().is_none_or(|it| distance(&error) < distance(it)) => {
                     nearest = Some(error);
                 }
                 Ok(_) | Err(_) => {}
             }
         }
-        best.ok_or_else(|| nearest.expect("strategies, each of which fits or does not"))
+        match best {
+            Some((_, strategy)) => self.plan(strategy),
+            None => Err(nearest.expect("strategies, each of which fits or does not")),
+        }
     }
 
     fn plan(&self, strategy: Strategy) -> Result<LoadPlan> {
@@ -127,7 +138,7 @@ impl<'a> Request<'a> {
         strategy: Strategy,
         generate: impl Fn(&Generator<'_>) -> Result<Steps>,
     ) -> Result<LoadPlan> {
-        let (mut leanest, mut leanest_on_devices): (Option<LoadPlan>, Option<LoadPlan>) = (None, None);
+        let (mut leanest, mut leanest_on_devices): (Option<Outline>, Option<Outline>) = (None, None);
         // Mapped pages are brought in where they fit; what fits without that still fits.
         let populates = [true, false].into_iter().filter(|it| !it || self.may_populate());
         for (populates, ring) in populates.flat_map(|it| self.rings().map(move |ring| (it, ring))) {
@@ -149,21 +160,21 @@ impl<'a> Request<'a> {
                 }
                 // What is widened on a GPU has scratch there, as large as the staging is.
                 let on_devices = |it: &LoadPlan| it.predicted.device_bytes.total_bytes();
-                if leanest_on_devices.as_ref().is_none_or(|it| on_devices(&plan) < on_devices(it)) {
-                    leanest_on_devices = Some(plan);
+                if leanest_on_devices.as_ref().is_none_or(|it| on_devices(&plan) < on_devices(&it.plan)) {
+                    leanest_on_devices = Some(Outline::new(plan));
                 }
-            } else if leanest.as_ref().is_none_or(|it| plan.overhead_bytes() < it.overhead_bytes()) {
-                leanest = Some(plan);
+            } else if leanest.as_ref().is_none_or(|it| plan.overhead_bytes() < it.plan.overhead_bytes()) {
+                leanest = Some(Outline::new(plan));
             }
         }
-        if let Some(plan) = leanest_on_devices {
+        if let Some(Outline { plan, .. }) = leanest_on_devices {
             self.check_devices(&plan)?;
         }
-        let plan = leanest.expect("one size of staging at least");
+        let Outline { plan, largest } = leanest.expect("one size of staging at least");
         let (needed_bytes, budget_bytes) = (plan.overhead_bytes(), self.options.host_budget_bytes);
         let what = plan.strategy.name();
         if needed_bytes > budget_bytes {
-            let tensor = largest(&plan).or(self.largest());
+            let tensor = largest.or(self.largest());
             return Err(over(self.checkpoint, Limit::HostBudget, what, tensor, needed_bytes, budget_bytes));
         }
         self.check_devices(&plan)?;
@@ -308,6 +319,20 @@ impl<'a> Request<'a> {
     fn largest_on(&self, device: Device) -> Option<TensorId> {
         let items = self.items.iter().filter(|it| it.device == device);
         items.max_by_key(|item| item.len_bytes()).map(|item| item.tensor)
+    }
+}
+
+/// A plan without its steps, of which there may be many: what its error will say.
+struct Outline {
+    plan: LoadPlan,
+    /// The tensor that the most memory besides the weights is for.
+    largest: Option<TensorId>,
+}
+
+impl Outline {
+    fn new(plan: LoadPlan) -> Outline {
+        let largest = largest(&plan);
+        Outline { plan: LoadPlan { steps: Vec::new(), ..plan }, largest }
     }
 }
 

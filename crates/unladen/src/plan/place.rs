@@ -256,13 +256,17 @@ pub(super) fn gather(
     }))
 }
 
-/// What a piece of an item has of a window.
+/// What a piece of an item has of a window. Fails for a view that makes gigabytes of a few bytes.
 pub(super) fn gather_piece(
     checkpoint: &Checkpoint,
     item: &Item,
     piece: &Piece<'_>,
     window: &Window,
 ) -> Result<Option<Gather>> {
+    piece
+        .layout
+        .check_expansion()
+        .map_err(|error| error.in_tensor(&checkpoint.tensor(item.tensor).name).in_file(&checkpoint.path))?;
     let change = item.change(piece);
     // A cast comes first: the block counts in bytes of the type in memory.
     let layout = piece.layout.with_dtype(change.to)?;
