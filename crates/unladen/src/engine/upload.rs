@@ -5,7 +5,7 @@
 
 use super::{
     Io, Slots, missing,
-    ring::{Guard, Next, Ring},
+    ring::{self, Ring},
     split::for_each,
     touch::Chooser,
     worker::{Common, Files, Read as FileRead, Staging, convert, fill, too_small},
@@ -72,6 +72,14 @@ struct Flight {
     widen: Option<Widen>,
 }
 
+/// All that is on its way.
+struct Flights<'s> {
+    flights: VecDeque<Flight>,
+    chunk_bytes: u64,
+    gpus: Vec<Gpu<'s>>,
+    slots: &'s Slots<'s>,
+}
+
 /// What there is to do once it has arrived.
 struct Widen {
     change: Change,
@@ -120,25 +128,18 @@ impl Upload<'_> {
         slots: &Slots<'_>,
         io: Io<'_>,
     ) -> Result<Vec<cuda::Slot>> {
-        let mut gpus = contexts.iter().map(|it| self.gpu(it, slots)).collect::<Result<Vec<_>>>()?;
+        let gpus = contexts.iter().map(|it| self.gpu(it, slots)).collect::<Result<Vec<_>>>()?;
         let ring: Ring<cuda::Slot, Full> = Ring::new(empty);
+        let flights = VecDeque::with_capacity(self.staging.len());
+        let mut flights = Flights { flights, chunk_bytes: self.rooms.chunk_bytes, gpus, slots };
         let (filled, emptied) = thread::scope(|scope| {
             let filling = thread::Builder::new().stack_size(crate::memory::STACK_BYTES as usize);
-            let filling = filling.spawn_scoped(scope, || {
-                let guard = Guard(&ring);
-                self.fill_all(&ring, io)?;
-                guard.disarm();
-                ring.end();
-                Ok(())
-            });
+            let filling = filling.spawn_scoped(scope, || ring.fill_all(|| self.fill_all(&ring, io)));
             match filling {
                 Ok(filling) => {
-                    let guard = Guard(&ring);
-                    let emptied = self.empty_all(&ring, &mut gpus, slots);
-                    match emptied {
-                        Ok(()) => guard.disarm(),
-                        Err(_) => drop(guard),
-                    }
+                    let emptied = ring.empty_all(&mut flights);
+                    // What is still on its way is waited for whatever the others do.
+                    drop(flights);
                     let filled = filling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                     (filled, emptied)
                 }
@@ -166,87 +167,22 @@ impl Upload<'_> {
         let jobs = Cutter { upload: self, reads: self.reads, current: None };
         let fillers = (0..self.n_threads.max(1)).map(|_| Files::default()).collect();
         for_each(jobs.map(Ok), fillers, io, |files, job| {
-            // A buffer that is lost with a panic comes back to nobody who waits for one.
-            let guard = Guard(ring);
             for cut in job {
                 let mut left = Some(cut);
                 while let Some(cut) = left.take() {
-                    io.progress.check(io.path)?;
-                    // Something else failed, and says so.
-                    let Some(slot) = ring.take_empty() else { return Ok(()) };
-                    let (piece, rest) = self.cut(cut);
-                    let full = self.stage(files, &piece, slot, &common)?;
-                    ring.give_full(full);
-                    left = rest.filter(|_| piece.is_in_order);
+                    let is_filled = ring.fill(|slot| {
+                        io.progress.check(io.path)?;
+                        let (piece, rest) = self.cut(cut);
+                        left = rest.filter(|_| piece.is_in_order);
+                        self.stage(files, &piece, slot, &common)
+                    });
+                    if !is_filled? {
+                        return Ok(());
+                    }
                 }
             }
-            guard.disarm();
             Ok(())
         })
-    }
-
-    /// Hands what was filled to the driver, and gives buffers back that it has fetched.
-    fn empty_all(
-        &self,
-        ring: &Ring<cuda::Slot, Full>,
-        gpus: &mut [Gpu<'_>],
-        slots: &Slots<'_>,
-    ) -> Result<()> {
-        let mut flights: VecDeque<Flight> = VecDeque::with_capacity(self.staging.len());
-        loop {
-            while flights.front().map(|it| it.in_flight.is_done()).transpose()?.unwrap_or(false) {
-                land(&mut flights, ring, gpus, slots)?;
-            }
-            match ring.take_full(flights.is_empty()) {
-                Next::Full(full) => {
-                    // Both halves of the scratch are in use: the first must be free again.
-                    let is_widened = |it: &&Flight| it.widen.is_some();
-                    while matches!(full.finish, Finish::Widen(_))
-                        && flights.iter().filter(is_widened).count() >= 2
-                    {
-                        land(&mut flights, ring, gpus, slots)?;
-                    }
-                    flights.push_back(self.submit(full, gpus, slots)?);
-                }
-                Next::Later => land(&mut flights, ring, gpus, slots)?,
-                Next::Ended => break,
-            }
-        }
-        while !flights.is_empty() {
-            land(&mut flights, ring, gpus, slots)?;
-        }
-        Ok(())
-    }
-
-    fn submit(&self, full: Full, gpus: &mut [Gpu<'_>], slots: &Slots<'_>) -> Result<Flight> {
-        let Full { slot, range, target, finish } = full;
-        let to = memory(slots, target.slot)?;
-        let gpu =
-            gpus.iter().position(|it| it.ordinal == to.ordinal()).ok_or_else(|| missing(target.slot))?;
-        let (number, Gpu { upload, scratch, n_widened, .. }) = (gpu, &mut gpus[gpu]);
-        let len_bytes = range.len() as u64;
-        let slot_byte = range.start as u64;
-        let copy =
-            |target, target_byte| SlotCopy { slot_byte, len_bytes, target, target_byte, lines: Lines::ONE };
-        let change = match finish {
-            Finish::Nothing => {
-                let in_flight = upload.submit(slot, &[copy(to, target.start_byte)])?;
-                return Ok(Flight { in_flight, widen: None });
-            }
-            Finish::Scatter(mut block) => {
-                block.source_byte += slot_byte;
-                block.target_byte += target.start_byte;
-                let in_flight = upload.submit(slot, &copies_of(&block, to))?;
-                return Ok(Flight { in_flight, widen: None });
-            }
-            Finish::Widen(change) => change,
-        };
-        let (_, scratch) = scratch.as_ref().ok_or_else(|| missing(target.slot))?;
-        let scratch_byte = *n_widened % 2 * self.rooms.chunk_bytes;
-        *n_widened += 1;
-        let n_elems = len_bytes / change.from.size_bytes();
-        let widen = Widen { change, gpu: number, scratch_byte, n_elems, target };
-        Ok(Flight { in_flight: upload.submit(slot, &[copy(scratch, scratch_byte)])?, widen: Some(widen) })
     }
 
     /// Brings a piece into a buffer, as it shall lie on the GPU.
@@ -400,19 +336,68 @@ fn copies_of<'m>(block: &Block, target: &'m Memory) -> Vec<SlotCopy<'m>> {
     })
 }
 
-/// Waits for what was handed over first, gives its buffer back, and has it widened if it is to be.
-fn land(
-    flights: &mut VecDeque<Flight>,
-    ring: &Ring<cuda::Slot, Full>,
-    gpus: &[Gpu<'_>],
-    slots: &Slots<'_>,
-) -> Result<()> {
-    let Some(Flight { in_flight, widen }) = flights.pop_front() else { return Ok(()) };
-    ring.give_empty(in_flight.wait()?);
-    let Some(Widen { change, gpu, scratch_byte, n_elems, target }) = widen else { return Ok(()) };
-    let (casts, scratch) = gpus[gpu].scratch.as_ref().ok_or_else(|| missing(target.slot))?;
-    let to = (memory(slots, target.slot)?, target.start_byte);
-    casts.cast([change.from, change.to], (scratch, scratch_byte), to, n_elems)
+impl ring::Flights<cuda::Slot, Full> for Flights<'_> {
+    fn is_empty(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    fn is_first_done(&self) -> Result<bool> {
+        self.flights.front().map_or(Ok(false), |it| it.in_flight.is_done())
+    }
+
+    fn hand_over(&mut self, full: Full, ring: &Ring<cuda::Slot, Full>) -> Result<()> {
+        // While both halves of the scratch are in use, the first must become free again.
+        let n_widened = |flights: &VecDeque<Flight>| flights.iter().filter(|it| it.widen.is_some()).count();
+        while matches!(full.finish, Finish::Widen(_)) && n_widened(&self.flights) >= 2 {
+            self.land(ring)?;
+        }
+        let flight = self.submit(full)?;
+        self.flights.push_back(flight);
+        Ok(())
+    }
+
+    /// Has it widened as well, if it is to be.
+    fn land(&mut self, ring: &Ring<cuda::Slot, Full>) -> Result<()> {
+        let Some(Flight { in_flight, widen }) = self.flights.pop_front() else { return Ok(()) };
+        ring.give_empty(in_flight.wait()?);
+        let Some(Widen { change, gpu, scratch_byte, n_elems, target }) = widen else { return Ok(()) };
+        let (casts, scratch) = self.gpus[gpu].scratch.as_ref().ok_or_else(|| missing(target.slot))?;
+        let to = (memory(self.slots, target.slot)?, target.start_byte);
+        casts.cast([change.from, change.to], (scratch, scratch_byte), to, n_elems)
+    }
+}
+
+impl Flights<'_> {
+    fn submit(&mut self, full: Full) -> Result<Flight> {
+        let Full { slot, range, target, finish } = full;
+        let to = memory(self.slots, target.slot)?;
+        let gpu = self.gpus.iter().position(|it| it.ordinal == to.ordinal());
+        let number = gpu.ok_or_else(|| missing(target.slot))?;
+        let Gpu { upload, scratch, n_widened, .. } = &mut self.gpus[number];
+        let len_bytes = range.len() as u64;
+        let slot_byte = range.start as u64;
+        let copy =
+            |target, target_byte| SlotCopy { slot_byte, len_bytes, target, target_byte, lines: Lines::ONE };
+        let change = match finish {
+            Finish::Nothing => {
+                let in_flight = upload.submit(slot, &[copy(to, target.start_byte)])?;
+                return Ok(Flight { in_flight, widen: None });
+            }
+            Finish::Scatter(mut block) => {
+                block.source_byte += slot_byte;
+                block.target_byte += target.start_byte;
+                let in_flight = upload.submit(slot, &copies_of(&block, to))?;
+                return Ok(Flight { in_flight, widen: None });
+            }
+            Finish::Widen(change) => change,
+        };
+        let (_, scratch) = scratch.as_ref().ok_or_else(|| missing(target.slot))?;
+        let scratch_byte = *n_widened % 2 * self.chunk_bytes;
+        *n_widened += 1;
+        let n_elems = len_bytes / change.from.size_bytes();
+        let widen = Widen { change, gpu: number, scratch_byte, n_elems, target };
+        Ok(Flight { in_flight: upload.submit(slot, &[copy(scratch, scratch_byte)])?, widen: Some(widen) })
+    }
 }
 
 /// What a thread brings into one buffer.

@@ -18,6 +18,8 @@ mod faulty;
 #[cfg(feature = "cuda")]
 mod giving_back;
 #[cfg(feature = "cuda")]
+mod gpu_faults;
+#[cfg(feature = "cuda")]
 mod gpus;
 #[cfg(feature = "cuda")]
 mod granules;
