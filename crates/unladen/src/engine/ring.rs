@@ -70,8 +70,9 @@ enum Next<F> {
 }
 
 impl<E, F> Ring<E, F> {
-    pub(super) fn new(empty: Vec<E>) -> Ring<E, F> {
-        let full = VecDeque::with_capacity(empty.len());
+    /// Without buffers so far, but with room for so many: [`give_empty`](Ring::give_empty) brings them in.
+    pub(super) fn with_room(n_buffers: usize) -> Ring<E, F> {
+        let (empty, full) = (Vec::with_capacity(n_buffers), VecDeque::with_capacity(n_buffers));
         let state = State { full, empty, is_ended: false, is_stopped: false };
         Ring { state: Mutex::new(state), is_empty_there: Condvar::new(), is_full_there: Condvar::new() }
     }
@@ -96,9 +97,12 @@ impl<E, F> Ring<E, F> {
         Ok(())
     }
 
-    /// Hands over what was filled until there is nothing any more, and waits for what is on its way.
-    pub(super) fn empty_all(&self, flights: &mut impl Flights<E, F>) -> Result<()> {
+    /// Hands over what was filled until there is nothing any more, and waits for what is on its way. `prepare` may bring in
+    /// buffers, which others fill meanwhile.
+    pub(super) fn empty_all<G: Flights<E, F>>(&self, prepare: impl FnOnce() -> Result<G>) -> Result<()> {
         let guard = Guard(self);
+        // What is still on its way is waited for whatever the others do: dropped first, and they are stopped after it.
+        let mut flights = prepare()?;
         loop {
             while flights.is_first_done()? {
                 flights.land(self)?;
@@ -187,9 +191,15 @@ impl<E, F> Ring<E, F> {
 mod tests {
     use super::*;
 
+    fn ring_of(buffers: &[u8]) -> Ring<u8, u8> {
+        let ring = Ring::with_room(buffers.len());
+        buffers.iter().for_each(|it| ring.give_empty(*it));
+        ring
+    }
+
     #[test]
     fn buffers_go_round_in_order_and_the_end_is_told() {
-        let ring: Ring<u8, u8> = Ring::new(vec![1]);
+        let ring = ring_of(&[1]);
         let buffer = ring.take_empty().unwrap();
         assert!(matches!(ring.take_full(false), Next::Later));
         ring.give_full(buffer + 10);
@@ -202,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_side_that_panics_stops_the_ring_for_the_other() {
-        let ring: Ring<u8, u8> = Ring::new(Vec::new());
+        let ring = ring_of(&[]);
         std::thread::scope(|scope| {
             let emptier = scope.spawn(|| matches!(ring.take_full(true), Next::Ended));
             let filler = scope.spawn(|| {
@@ -213,14 +223,14 @@ mod tests {
             assert!(emptier.join().unwrap());
         });
         assert!(ring.take_empty().is_none());
-        let ring: Ring<u8, u8> = Ring::new(vec![1]);
+        let ring = ring_of(&[1]);
         Guard(&ring).disarm();
         assert_eq!(ring.take_empty(), Some(1));
     }
 
     #[test]
     fn after_a_stop_nobody_gets_a_buffer() {
-        let ring: Ring<u8, u8> = Ring::new(vec![1]);
+        let ring = ring_of(&[1]);
         ring.give_full(2);
         ring.stop();
         assert!(ring.take_empty().is_none());

@@ -15,7 +15,7 @@ use crate::{
     destination::Arena,
     error::Result,
     io_path::IoPath,
-    memory::{PAGE_BYTES, staging_bytes},
+    memory::{HostBuffer, PAGE_BYTES, staging_bytes},
     plan::{Change, Gather, Read, Rooms, SlotId, Span, Way},
     tensor::{Block, FileId},
 };
@@ -94,15 +94,14 @@ impl Upload<'_> {
     /// Returns why staging was not pinned, if not all of it was: then bytes come as well, only slower.
     pub(super) fn run(&self, slots: &mut Slots<'_>, io: Io<'_>) -> Result<Option<String>> {
         let contexts = self.contexts(slots)?;
-        let mut empty = Vec::with_capacity(self.staging.len());
+        let mut buffers = Vec::with_capacity(self.staging.len());
         for &slot in self.staging {
             match slots[slot.0 as usize].take().ok_or_else(|| missing(slot))? {
-                Arena::Owned(buffer) => empty.push(cuda::Slot::new(buffer, &contexts)?),
+                Arena::Owned(buffer) => buffers.push(buffer),
                 _ => return Err(missing(slot)),
             }
         }
-        let why_pageable = empty.iter().find_map(cuda::Slot::why_pageable).map(str::to_owned);
-        let empty = self.run_with(empty, &contexts, slots, io)?;
+        let (empty, why_pageable) = self.run_with(buffers, &contexts, slots, io)?;
         for (&slot, buffer) in self.staging.iter().zip(empty) {
             slots[slot.0 as usize] = Some(Arena::Owned(buffer.into_buffer()?));
         }
@@ -123,23 +122,31 @@ impl Upload<'_> {
 
     fn run_with(
         &self,
-        empty: Vec<cuda::Slot>,
+        buffers: Vec<HostBuffer>,
         contexts: &[Context],
         slots: &Slots<'_>,
         io: Io<'_>,
-    ) -> Result<Vec<cuda::Slot>> {
-        let gpus = contexts.iter().map(|it| self.gpu(it, slots)).collect::<Result<Vec<_>>>()?;
-        let ring: Ring<cuda::Slot, Full> = Ring::new(empty);
-        let flights = VecDeque::with_capacity(self.staging.len());
-        let mut flights = Flights { flights, chunk_bytes: self.rooms.chunk_bytes, gpus, slots };
+    ) -> Result<(Vec<cuda::Slot>, Option<String>)> {
+        let ring: Ring<cuda::Slot, Full> = Ring::with_room(buffers.len());
+        // To pin buffers and to compile kernels takes about as long as to read a few hundred MB: threads read meanwhile, into
+        // the buffers that are pinned.
+        let mut why_pageable = None;
+        let prepare = || {
+            for buffer in buffers {
+                let slot = cuda::Slot::new(buffer, contexts)?;
+                why_pageable = why_pageable.take().or_else(|| slot.why_pageable().map(str::to_owned));
+                ring.give_empty(slot);
+            }
+            let gpus = contexts.iter().map(|it| self.gpu(it, slots)).collect::<Result<Vec<_>>>()?;
+            let flights = VecDeque::with_capacity(self.staging.len());
+            Ok(Flights { flights, chunk_bytes: self.rooms.chunk_bytes, gpus, slots })
+        };
         let (filled, emptied) = thread::scope(|scope| {
             let filling = thread::Builder::new().stack_size(crate::memory::STACK_BYTES as usize);
             let filling = filling.spawn_scoped(scope, || ring.fill_all(|| self.fill_all(&ring, io)));
             match filling {
                 Ok(filling) => {
-                    let emptied = ring.empty_all(&mut flights);
-                    // What is still on its way is waited for whatever the others do.
-                    drop(flights);
+                    let emptied = ring.empty_all(prepare);
                     let filled = filling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                     (filled, emptied)
                 }
@@ -148,7 +155,7 @@ impl Upload<'_> {
         });
         filled?;
         emptied?;
-        Ok(ring.into_empty())
+        Ok((ring.into_empty(), why_pageable))
     }
 
     fn gpu<'s>(&self, context: &Context, slots: &'s Slots<'_>) -> Result<Gpu<'s>> {

@@ -38,6 +38,8 @@ struct Course {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fails {
     Nothing,
+    /// The first of the buffers is there, the others cannot be had.
+    Preparing,
     /// A filler, with the buffer for this piece.
     Filling(u32),
     /// The driver, when this piece is handed to it.
@@ -176,7 +178,8 @@ fn fill(
 fn goes(course: Course) {
     let tallied = Tallied::default();
     let buffer = |number| Buffer { number, memory: Plain::default(), tally: Plain::clone(&tallied) };
-    let ring = Arc::new(Ring::new((0..course.n_buffers).map(buffer).collect()));
+    let buffers: Vec<Buffer> = (0..course.n_buffers).map(buffer).collect();
+    let ring = Arc::new(Ring::with_room(buffers.len()));
     let is_cancelled = Arc::new(AtomicBool::new(false));
     let cancelling = (course.fails == Fails::Cancelled).then(|| {
         let is_cancelled = Arc::clone(&is_cancelled);
@@ -199,16 +202,24 @@ fn goes(course: Course) {
             })
         })
     };
-    let mut copies = Copies { course, copies: VecDeque::new() };
-    let emptied = ring.empty_all(&mut copies);
-    drop(copies);
+    let emptied = ring.empty_all(|| {
+        for buffer in buffers {
+            if course.fails == Fails::Preparing && buffer.number > 0 {
+                return Err(failed("cuMemHostRegister"));
+            }
+            ring.give_empty(buffer);
+        }
+        Ok(Copies { course, copies: VecDeque::new() })
+    });
     let filled = filling.join().unwrap();
     cancelling.into_iter().for_each(|it| it.join().unwrap());
 
     match course.fails {
         Fails::Nothing => assert!(filled.is_ok() && emptied.is_ok(), "{filled:?}, {emptied:?}"),
         Fails::Filling(_) => assert!(matches!(filled, Err(Error::Device { .. })) && emptied.is_ok()),
-        Fails::HandingOver(_) | Fails::Landing(_) => assert!(filled.is_ok() && emptied.is_err()),
+        Fails::Preparing | Fails::HandingOver(_) | Fails::Landing(_) => {
+            assert!(filled.is_ok() && emptied.is_err())
+        }
         // It may come when all is filled.
         Fails::Cancelled => {
             assert!(matches!(filled, Ok(()) | Err(Error::Cancelled { .. })) && emptied.is_ok())
@@ -237,7 +248,7 @@ fn goes(course: Course) {
 /// All orders in which threads are interrupted a few times each where they could have gone on: without a bound they are too
 /// many to try, and what goes wrong does with few. `LOOM_MAX_PREEMPTIONS` sets another.
 fn in_every_order(course: Course) {
-    // A fourth thread makes a hundred times as many.
+    // A fourth thread makes some twenty times as many.
     let n_interruptions = if course.fails == Fails::Cancelled { 2 } else { 3 };
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(Some(n_interruptions));
@@ -260,6 +271,11 @@ fn every_piece_comes_round_once_and_all_threads_end() {
     in_every_order(FEW);
     in_every_order(ONE);
     in_every_order(Course { is_quick: true, ..FEW });
+}
+
+#[test]
+fn a_driver_that_gives_no_buffers_ends_those_who_fill_the_first() {
+    in_every_order(Course { fails: Fails::Preparing, ..FEW });
 }
 
 #[test]
