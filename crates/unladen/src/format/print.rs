@@ -4,6 +4,7 @@
 mod distributed;
 mod json;
 mod node;
+mod numpy;
 mod text;
 
 use super::{

@@ -1,5 +1,6 @@
 //! What stands at a place of the tree: a leaf, a container, or an object with a title and fields.
 
+use super::numpy::{self, Numbers};
 use crate::{
     error::Result,
     format::{
@@ -34,7 +35,7 @@ impl Child {
 }
 
 pub(super) enum Node<'a> {
-    Leaf(Leaf),
+    Leaf(Leaf<'a>),
     List(&'a [Value]),
     Tuple(&'a [Value]),
     Args(&'a [Value]),
@@ -47,10 +48,12 @@ pub(super) enum Node<'a> {
 }
 
 /// A value with nothing inside.
-pub(super) enum Leaf {
+pub(super) enum Leaf<'a> {
     Value(Value),
     /// Bytes as Python writes them in the older protocols: each a letter of a text.
     Latin1(Text),
+    /// What stands in an array of NumPy, or a number of it.
+    Numbers(Box<Numbers<'a>>),
 }
 
 /// What fields belong to.
@@ -188,7 +191,7 @@ impl<'a> Reader<'a> {
             }
             // Where it is no tensor after all, what the file says is shown as it is.
             Ok(Rebuilt::Other | Rebuilt::Storage | Rebuilt::LeftOut(_)) | Err(_) => {
-                return Ok(self.object(call));
+                return self.object(call);
             }
         };
         let named = named.into_iter().flatten().map(|(name, value)| field(name, "", Child::Value(value)));
@@ -199,15 +202,18 @@ impl<'a> Reader<'a> {
         Ok(Node::Fields(Head::Tensor(Box::new(title)), fields))
     }
 
-    fn object(&self, position: u32) -> Node<'a> {
+    fn object(&mut self, position: u32) -> Result<Node<'a>> {
         let call = &self.arena.calls[position as usize];
+        if let Some(numbers) = numpy::numbers(self.arena, call, &mut self.visits)? {
+            return Ok(Node::Leaf(Leaf::Numbers(Box::new(numbers))));
+        }
         let name = match call.function {
             Value::Symbol(symbol) => {
                 let symbol = &self.arena.symbols[symbol as usize];
                 if let (b"_codecs", b"encode", &[Value::Str(letters), Value::Str(_)]) =
                     (symbol.module, symbol.name, self.arena.run(call.args))
                 {
-                    return Node::Leaf(Leaf::Latin1(letters));
+                    return Ok(Node::Leaf(Leaf::Latin1(letters)));
                 }
                 symbol.to_string()
             }
@@ -223,7 +229,7 @@ impl<'a> Reader<'a> {
                 fields.push(field(name, " ", Child::Value(value)));
             }
         }
-        Node::Fields(Head::Object(name), fields)
+        Ok(Node::Fields(Head::Object(name), fields))
     }
 
     /// Under which names a call is listed as a tensor.
