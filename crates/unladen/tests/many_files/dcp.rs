@@ -5,6 +5,7 @@ use std::{fs, ops::Range, os::unix::fs::symlink, path::Path};
 use tempfile::TempDir;
 use unladen::{
     DType, Format, Limits, OpenOptions, Progress,
+    checkpoint::Root,
     format::{TreeStyle, tree},
     open, open_with,
     verify::{self, Check, Kind},
@@ -251,6 +252,33 @@ fn what_is_no_tensor_stands_in_the_tree_and_its_records_are_verified() {
     let findings = findings(3 * n_chunks + 2 * 2);
     let [finding] = &findings[..] else { panic!("{findings:?}") };
     assert_eq!((finding.kind, &finding.path, &finding.tensors[..]), (Kind::Checksum, &file, &[][..]));
+}
+
+#[test]
+fn a_path_leads_to_tensors_to_values_and_into_them() {
+    let dir = good().write();
+    let at = |path: &str| {
+        let options = OpenOptions { root: Some(Root::At(path.to_owned())), ..OpenOptions::default() };
+        let mut shown = String::new();
+        tree(dir.path(), &options, TreeStyle::default(), &mut |piece| {
+            shown.push_str(piece);
+            Ok(())
+        })
+        .map(|()| shown)
+    };
+    assert_eq!(at("rows").unwrap(), "tensor float32 [5, 4] `rows`\n");
+    assert_eq!(at("step").unwrap(), "7\n");
+    assert_eq!(at("optimizer").unwrap(), "{\n  'optimizer.param_groups': ['lr', None]\n}\n");
+    assert_eq!(at("optimizer.param_groups.0").unwrap(), "'lr'\n");
+    for (path, found) in [
+        ("nope", "`step` at the top"),
+        ("optimizer.nope", "`param_groups` below `optimizer`"),
+        ("optimizer.param_groups.2", "`0`, `1` at the top"),
+    ] {
+        let error = at(path).unwrap_err();
+        assert_eq!(error.kind(), "Mismatch");
+        assert!(error.to_string().contains(found), "{error}");
+    }
 }
 
 #[test]

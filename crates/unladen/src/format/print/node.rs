@@ -8,7 +8,7 @@ use crate::{
         rebuild::{Parts, Rebuild, Rebuilt, Visits},
         tree::Listing,
     },
-    tensor::Dims,
+    tensor::{Dims, Layout},
 };
 
 /// What may stand inside something.
@@ -19,6 +19,8 @@ pub(super) enum Child {
     Args(Run),
     /// The items of a dictionary without its attributes.
     Items(u32),
+    /// The items that [`Reader::new`] was given.
+    Among,
 }
 
 impl Child {
@@ -29,7 +31,7 @@ impl Child {
                 value,
                 Value::Tuple(_) | Value::List(_) | Value::Dict(_) | Value::Call(_) | Value::Storage(_)
             ),
-            Child::Args(_) | Child::Items(_) => true,
+            Child::Args(_) | Child::Items(_) | Child::Among => true,
         }
     }
 }
@@ -74,6 +76,14 @@ pub(super) struct Title<'a> {
     pub(super) shape: Dims,
     /// Under which names it is listed.
     pub(super) names: Vec<&'a str>,
+}
+
+impl<'a> Title<'a> {
+    /// Of a plain tensor.
+    pub(super) fn of(layout: &Layout, names: Vec<&'a str>) -> Title<'a> {
+        let (what, shape) = (layout.dtype().to_string(), layout.shape().into());
+        Title { is_whole: false, what, shape, names }
+    }
 }
 
 /// A part of an object.
@@ -127,24 +137,34 @@ pub(super) struct Reader<'a> {
     pub(super) arena: &'a Arena<'a>,
     rebuild: &'a Rebuild<'a>,
     listing: &'a Listing,
+    among: &'a [(Value, Value)],
     /// Calls with the positions of the tensors that they are, sorted.
     places: Vec<(u32, u32)>,
     visits: Visits,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(rebuild: &'a Rebuild<'a>, listing: &'a Listing) -> Reader<'a> {
+    /// `among`: what [`Child::Among`] is.
+    pub(super) fn new(
+        rebuild: &'a Rebuild<'a>,
+        listing: &'a Listing,
+        among: &'a [(Value, Value)],
+    ) -> Reader<'a> {
         let mut places: Vec<(u32, u32)> = listing.calls.iter().copied().zip(0..).collect();
         places.sort_unstable();
         let visits = Visits::new(rebuild.arena.bytes.len());
-        Reader { arena: rebuild.arena, rebuild, listing, places, visits }
+        Reader { arena: rebuild.arena, rebuild, listing, among, places, visits }
+    }
+
+    pub(super) fn spend(&mut self, n_visits: usize) -> Result<()> {
+        self.visits.spend(n_visits as u64)
     }
 
     /// What makes a container one and the same wherever it is met.
     pub(super) fn identity(&self, child: Child) -> Option<usize> {
         match child {
             Child::Value(value) => self.arena.identity(value),
-            Child::Args(_) | Child::Items(_) => None,
+            Child::Args(_) | Child::Items(_) | Child::Among => None,
         }
     }
 
@@ -153,13 +173,14 @@ impl<'a> Reader<'a> {
         let value = match child {
             Child::Value(value) => value,
             Child::Args(run) => return Ok(Node::Args(arena.run(run))),
-            Child::Items(dict) => return Ok(dict_node(arena, dict)),
+            Child::Items(dict) => return Ok(dict_node(arena, &arena.dicts[dict as usize].items)),
+            Child::Among => return Ok(dict_node(arena, self.among)),
         };
         Ok(match value {
             Value::List(list) => Node::List(&arena.lists[list as usize]),
             Value::Tuple(run) => Node::Tuple(arena.run(run)),
             Value::Dict(dict) => match arena.dicts[dict as usize].state {
-                Value::None => dict_node(arena, dict),
+                Value::None => dict_node(arena, &arena.dicts[dict as usize].items),
                 state => Node::Fields(
                     Head::Items,
                     vec![
@@ -168,11 +189,16 @@ impl<'a> Reader<'a> {
                     ],
                 ),
             },
-            Value::Storage(storage) => {
-                let id = arena.persistent[storage as usize];
-                let fields = vec![field("id", " ", Child::Value(id))];
-                Node::Fields(Head::Object("storage".to_owned()), fields)
-            }
+            Value::Storage(id) => match self.rebuild.persistent(id) {
+                Rebuilt::Tensor(view) => {
+                    let names = self.names(self.rebuild.call_of_persistent(id));
+                    Node::Fields(Head::Tensor(Box::new(Title::of(&view.layout, names))), Vec::new())
+                }
+                _ => {
+                    let fields = vec![field("id", " ", Child::Value(arena.persistent[id as usize]))];
+                    Node::Fields(Head::Object("storage".to_owned()), fields)
+                }
+            },
             Value::Call(call) => self.call(call)?,
             leaf => Node::Leaf(Leaf::Value(leaf)),
         })
@@ -244,8 +270,7 @@ fn field(name: &'static str, glue: &'static str, child: Child) -> Field {
     Field { name, glue, child }
 }
 
-fn dict_node<'a>(arena: &'a Arena<'a>, dict: u32) -> Node<'a> {
-    let items = &arena.dicts[dict as usize].items;
+fn dict_node<'a>(arena: &Arena<'_>, items: &'a [(Value, Value)]) -> Node<'a> {
     let is_plain = |key: &Value| matches!(key, Value::Str(text) if !arena.bytes(*text).starts_with(b"$"));
     Node::Dict { items, is_object: items.iter().all(|(key, _)| is_plain(key)) }
 }

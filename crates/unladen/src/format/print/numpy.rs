@@ -17,6 +17,8 @@ use std::{
     fmt::{Debug, Write as _},
 };
 
+/// Values of more bytes are not shown, however much is asked for: they are data, and their text is several times as long.
+const MAX_SHOWN_BYTES: u64 = 64 << 10;
 /// Bytes that cost as much as a visited value.
 const BYTES_PER_VISIT: u64 = 8;
 /// A byte of Latin-1 takes no more of them in UTF-8.
@@ -32,7 +34,7 @@ pub(super) struct Numbers<'a> {
     /// The first axis is the one whose neighbours stand side by side.
     column_major: bool,
     len_bytes: u64,
-    /// `None`: they are many, and were left in the file.
+    /// `None`: they are many, and stand in the file.
     bytes: Option<Cow<'a, [u8]>>,
 }
 
@@ -120,6 +122,9 @@ fn held<'a>(
                     if letters_bytes > len_bytes.saturating_mul(MAX_BYTES_PER_LETTER) {
                         return Ok(None);
                     }
+                    if len_bytes > MAX_SHOWN_BYTES {
+                        return Ok((letters_bytes >= len_bytes).then_some(None));
+                    }
                 }
                 // How many bytes it is cannot be told from its length.
                 (Meaning::Encode, &[Value::Blob(hole), _]) => {
@@ -176,7 +181,8 @@ impl Numbers<'_> {
 
     /// True if the values are at hand and few.
     fn shown(&self, max_items: usize) -> bool {
-        self.bytes.is_some() && self.len_bytes / self.dtype.size_bytes() <= max_items as u64
+        let n_elems = self.len_bytes / self.dtype.size_bytes();
+        self.bytes.is_some() && n_elems <= max_items as u64 && self.len_bytes <= MAX_SHOWN_BYTES
     }
 
     /// The values in the order of their indices, in brackets for each axis.
@@ -193,7 +199,7 @@ impl Numbers<'_> {
             let mut block = 1;
             shape.iter().rev().map_while(move |&len| {
                 block *= len as usize;
-                (number % block == 0).then_some(())
+                number.is_multiple_of(block).then_some(())
             })
         };
         for number in 0..n_elems {

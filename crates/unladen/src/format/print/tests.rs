@@ -28,7 +28,7 @@ fn printed(parts: &[&[u8]], style: TreeStyle) -> String {
         Ok(())
     };
     let mut writer = Writer { style, text: String::new(), out: &mut out };
-    print(&contents, false, &OpenOptions::default(), &mut writer).unwrap();
+    print(&contents, None, &OpenOptions::default(), &mut writer).unwrap().unwrap();
     writer.flush(0).unwrap();
     all
 }
@@ -120,7 +120,7 @@ fn text_that_is_multiplied_is_refused() {
     let mut out = |_: &str| Ok(());
     let style = TreeStyle { full: true, json: true };
     let mut writer = Writer { style, text: String::new(), out: &mut out };
-    assert!(print(&contents, false, &OpenOptions::default(), &mut writer).is_err());
+    assert!(print(&contents, None, &OpenOptions::default(), &mut writer).is_err());
 }
 
 #[test]
@@ -254,4 +254,51 @@ fn what_does_not_fit_a_type_of_numpy_is_shown_as_it_stands() {
             assert!(shown.contains("multiarray.") && !shown.contains("np."), "{shown}");
         }
     }
+}
+
+/// What stands at a path, or the error.
+fn at(parts: &[&[u8]], path: &str) -> std::result::Result<String, String> {
+    let bytes = [b"\x80\x02", &parts.concat()[..], b"."].concat();
+    let pickle = pickle::read(&bytes, 0, &Limits::default()).unwrap();
+    let contents = contents(&pickle);
+    let mut all = String::new();
+    let mut out = |text: &str| {
+        all.push_str(text);
+        Ok(())
+    };
+    let mut writer = Writer { style: JSON, text: String::new(), out: &mut out };
+    let options = OpenOptions { root: Some(Root::At(path.to_owned())), ..OpenOptions::default() };
+    print(&contents, None, &options, &mut writer).unwrap().map_err(|error| error.to_string())?;
+    writer.flush(0).unwrap();
+    Ok(all)
+}
+
+#[test]
+fn a_path_leads_through_keys_indices_and_objects() {
+    let object: [&[u8]; 4] =
+        [b"cmine\nThing\n(K\x05tR}", &key("a.b"), b"](K\x01}", &[&key("c")[..], b"K\x02se"].concat()];
+    let tree = [&object.concat()[..], b"sb"];
+    assert_eq!(at(&tree, "a.b").unwrap(), r#"[1,{"c":2}]"#);
+    assert_eq!(at(&tree, "a.b.1.c").unwrap(), "2");
+    assert_eq!(at(&tree, "a.b.1.").unwrap(), r#"{"c":2}"#);
+    // The start of a key.
+    assert_eq!(at(&tree, "a").unwrap(), r#"{"a.b":[1,{"c":2}]}"#);
+    // Arguments stand at the path of their object.
+    assert_eq!(at(&tree, "0").unwrap(), "5");
+    let error = at(&tree, "a.b.1.d").unwrap_err();
+    assert!(error.contains("`c` below `a.b.1`"), "{error}");
+    let error = at(&tree, "x").unwrap_err();
+    assert!(error.contains("at the top"), "{error}");
+}
+
+#[test]
+fn a_path_ends_in_a_cycle_and_among_many_keys() {
+    let cycle = [&b"}q\x01"[..], &key("a"), b"h\x01s"];
+    assert!(at(&cycle, "a.a.a").unwrap().contains("$ref"));
+    assert!(at(&cycle, "a.a.b").unwrap_err().contains("`a` below `a.a`"));
+    let attributes = [&b"}q\x01}"[..], &key("x"), b"h\x01sb"];
+    assert!(at(&attributes, "y").unwrap_err().contains("`x` at the top"));
+    let many: Vec<Vec<u8>> = (0..50u8).map(|it| [b"K", &[it][..], b"N"].concat()).collect();
+    let error = at(&[b"}(", &many.concat(), b"u"], "50").unwrap_err();
+    assert!(error.contains("`19` and 30 more at the top"), "{error}");
 }
