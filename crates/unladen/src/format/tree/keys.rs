@@ -106,3 +106,48 @@ impl Keys {
         (self.found.into_iter().filter_map(warning).collect(), self.n_silent)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::format::{Limits, given::Given, pickle, rebuild::Rebuild, tree};
+
+    /// A tensor, without data.
+    const TENSOR: &[u8] =
+        b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n(K\x02tK\x01\x85\x89tR";
+
+    /// What is said of a pickle, of which tensors are named.
+    fn said(parts: &[&[u8]]) -> (Vec<String>, Vec<String>) {
+        let bytes = [b"\x80\x02", &parts.concat()[..], b"."].concat();
+        let pickle = pickle::read(&bytes, 0, &Limits::default()).unwrap();
+        let given = Given::default();
+        let rebuild = Rebuild { arena: &pickle.arena, storages: &[], refs: &[], given: &given };
+        let mut warnings = Vec::new();
+        let listing = tree::list(&rebuild, pickle.root, &Limits::default(), &mut warnings).unwrap();
+        let said = warnings.iter().map(ToString::to_string).filter(|it| it.contains(" key")).collect();
+        (said, listing.tensors.into_iter().map(|it| it.name).collect())
+    }
+
+    #[test]
+    fn tensors_in_keys_are_counted_where_they_stand() {
+        let (said_of, names) = said(&[b"}(", TENSOR, b"K\x01X\x01\0\0\0w", TENSOR, b"u"]);
+        assert_eq!(said_of, ["left out: a tensor in a key of the dictionary at the top: keys have no names"]);
+        assert_eq!(names, ["w"]);
+        let pair = [TENSOR, TENSOR, b"\x86"].concat();
+        let (said_of, _) = said(&[b"}X\x01\0\0\0k](}(", &pair, b"K\x01", TENSOR, b"K\x02ues"]);
+        assert_eq!(said_of, ["left out: 3 tensors in keys of the dictionary `k.0`: keys have no names"]);
+    }
+
+    #[test]
+    fn a_key_that_is_listed_elsewhere_is_not_left_out() {
+        let (said_of, names) = said(&[b"}(X\x01\0\0\0k}", TENSOR, b"q\x01K\x01sX\x01\0\0\0wh\x01u"]);
+        assert_eq!((said_of.len(), names), (0, vec!["w".to_owned()]));
+    }
+
+    #[test]
+    fn objects_as_keys_are_looked_into_once_and_cycles_end() {
+        let object = [&b"cmine\nThing\n)Rq\x01}(X\x01\0\0\0th\x01X\x01\0\0\0w"[..], TENSOR, b"ub"].concat();
+        let (said_of, names) = said(&[b"](}", &object, b"K\x01s}h\x01K\x02se"]);
+        assert_eq!(said_of, ["left out: a tensor in a key of the dictionary `0`: keys have no names"]);
+        assert!(names.is_empty());
+    }
+}
