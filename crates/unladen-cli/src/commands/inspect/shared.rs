@@ -182,4 +182,28 @@ mod tests {
         assert_eq!(relation(&of(&[9], &[2], 0), &of(&[5], &[3], 1)), Relation::Perhaps);
         assert_eq!(relation(&of(&[9], &[2], 0), &of(&[8], &[2], 1)), Relation::Apart);
     }
+
+    #[test]
+    fn what_is_said_of_small_views_is_so() {
+        let mut views = Vec::new();
+        for number in 0..9 * 16 * 4u64 {
+            let (shape, stride) = ([1 + number % 3, 1 + number / 3 % 3], [number / 9 % 4, number / 36 % 4]);
+            let offset = number / 144;
+            let indices = (0..shape[0]).flat_map(|i| (0..shape[1]).map(move |j| (i, j)));
+            let touched =
+                indices.fold(0u64, |bits, (i, j)| bits | 1 << (offset + i * stride[0] + j * stride[1]));
+            views.push((of(&shape, &stride, offset), touched));
+        }
+        let mut n_sure = 0;
+        for (a, of_a) in &views {
+            for (b, of_b) in &views {
+                let said = relation(a, b);
+                n_sure += u32::from(said != Relation::Perhaps);
+                let wrong = if of_a & of_b == 0 { Relation::Sharing } else { Relation::Apart };
+                assert_ne!(said, wrong, "{a:?} {b:?}");
+            }
+        }
+        // What is not known is the smaller part.
+        assert!(n_sure as usize > views.len() * views.len() * 7 / 10, "{n_sure}");
+    }
 }
