@@ -1,6 +1,7 @@
 """What stands beside plain tensors: sparse, nested, quantised ones and subclasses, the state dict's place, the rest of the tree, strictness."""
 import argparse, collections, datetime, json, math, os, pickle, zipfile
 
+import numpy as np
 import pytest
 import torch
 from torch._weights_only_unpickler import _get_allowed_globals
@@ -343,3 +344,69 @@ def test_strict_refuses_bytes_behind_the_end(tmp_path):
     path.write_bytes(path.read_bytes() + b"junk")
     assert any("4 bytes follow" in it for it in ok_json("inspect", path)["warnings"])
     fails(1, "inspect", "--strict", path, mentions=["4 bytes"])
+
+
+# ---- NumPy, keys, paths ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_numbers_and_arrays_of_numpy_are_shown_as_numpy_has_them(tmp_path, protocol):
+    numbers = {name: np.dtype(name).type(value) for value in (0, 1, 7) for name in ("int8", "uint16", "int32", "uint64", "float16", "float32", "float64")}
+    numbers |= {"f": np.float32(0.1), "h": np.float16(0.1), "d": np.float64(1 / 3), "n": np.int64(-(2**63)), "t": np.bool_(True)}
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "be": np.arange(3, dtype=">i4"), "F": np.asfortranarray(np.arange(12, dtype="u1").reshape(2, 3, 2)),
+              "scalar": np.array(2.5), "empty": np.zeros((0, 3)), "b": np.array([True, False]), "T": np.arange(6).reshape(2, 3).T}
+    odd = {"nan": np.float32("nan"), "inf": np.float64("-inf"), "c": np.complex64(1 + 2j), "long": np.arange(1000), "huge": np.zeros(100000)}
+    path = saved(tmp_path, {"w": torch.ones(1), "numbers": numbers, "arrays": arrays, "odd": odd, "text": np.array(["a"])}, pickle_protocol=protocol)
+    found = tree(path, "--tree=full")
+    for name, number in numbers.items():
+        shown = found["numbers"][name]
+        assert shown["$numpy"] == number.dtype.name and type(number)(shown["value"]) == number, shown
+    for name, array in arrays.items():
+        shown = found["arrays"][name]
+        shown = shown.get("$value", shown)
+        assert (shown["$numpy"], shown["shape"]) == (array.dtype.name, list(array.shape))
+        assert shown["values"] == (array.tolist() if array.size else [])
+    assert [found["odd"][it]["value"] for it in ("nan", "inf", "c")] == [{"$float": "nan"}, {"$float": "-inf"}, [1.0, 2.0]]
+    assert found["odd"]["huge"] == {"$numpy": "float64", "shape": [100000]} and "$object" in found["text"]
+    assert tree(path)["odd"]["long"] == {"$numpy": "int64", "shape": [1000]}
+    assert "'f': np.float32(0.1)\n" in ok("inspect", "--tree", path).stdout
+
+
+def test_tensors_that_are_keys_are_counted(tmp_path):
+    shared = torch.ones(4)
+    value = {"k": {torch.ones(2): torch.ones(3), torch.ones(2): 1}, "t": {(torch.ones(5), 1): 1}, "s": {frozenset([(torch.ones(1),)]): 1},
+             "listed": {shared: 1}, "w": shared, "plain": {("a", 1): torch.ones(1)}}
+    listing = ok_json("inspect", saved(tmp_path, value))
+    left_out = [it for it in listing["warnings"] if it.startswith("left out")]
+    assert len(left_out) == 3 and "2 tensors in keys of the dictionary `k`" in left_out[0], left_out
+    assert "a tensor in a key of the dictionary `t`" in left_out[1] and "dictionary `s`" in left_out[2], left_out
+    top = ok_json("inspect", saved(tmp_path, {torch.ones(1): torch.ones(2)}))
+    assert any("a tensor in a key of the dictionary at the top" in it for it in top["warnings"]), top
+
+
+def test_the_tree_below_a_path_is_that_part_of_the_tree(tmp_path):
+    _, checkpoint = lightning()
+    path = saved(tmp_path, checkpoint)
+    whole = dict(tree(path)["$dict"])
+    at = lambda root: json.loads(ok("inspect", "--tree", "--json", "--root", root, path).stdout)
+    assert at("hyper_parameters") == whole["hyper_parameters"] and at("epoch") == 3
+    assert at("optimizer_states.0.param_groups") == whole["optimizer_states"][0]["param_groups"]
+    assert at("args.seed") == 1
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number, name in enumerate("ab", 1): torch.save({name: {"w": torch.ones(1), "n": number}}, shards / f"pytorch_model-0000{number}-of-00002.bin")
+    found = json.loads(ok("inspect", "--tree", "--json", "--root", "b.n", shards).stdout)
+    assert found == {str(shards / "pytorch_model-00002-of-00002.bin"): 2}
+    fails(1, "inspect", "--tree", "--root", "c", shards, mentions=["`a` at the top", "pytorch_model-00001-of-00002.bin"])
+    fails(1, "inspect", "--tree", "--root", "hyper_parameters.nope", path, mentions=["`lr`", "below `hyper_parameters`"])
+
+
+def test_views_that_share_bytes_are_said_to(tmp_path):
+    base = torch.arange(24.0).reshape(4, 6)
+    left, right = base[:, :3], base[:, 3:]
+    path = saved(tmp_path, {"left": left, "right": right, "again": left, "other": torch.ones(2)})
+    assert [it for it in ok("inspect", path).stdout.splitlines() if "shared" in it] == ["shared: `again` = `left`"]
+    rows = saved(tmp_path, {"base": base, "row": base[1], "column": base[:, 2]}, "rows.pt")
+    lines = [it for it in ok("inspect", rows).stdout.splitlines() if "shared" in it]
+    assert lines == ["shared: `row` shares bytes with `base`", "shared: `column` shares bytes with `base`"]
+    listed = {it["name"]: it for it in ok_json("inspect", rows)["tensors"]}
+    assert {it["storage"] for it in listed.values()} == {0} and listed["row"]["offset_bytes"] == 24

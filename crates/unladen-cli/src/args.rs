@@ -164,8 +164,9 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     pub(crate) hash: Option<Hash>,
     /// Print what stands beside the tensors instead: epochs, hyper-parameters, optimizer settings; with =full, all of it.
+    /// With --root, what stands at that path alone, such as `hyper_parameters` or `optimizer.param_groups.0.lr`.
     #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "cut",
-        conflicts_with_all = ["hash", "root"])]
+        conflicts_with = "hash")]
     pub(crate) tree: Option<Tree>,
     /// What reading everything may hold in host memory: 64MiB, 512M, 1.5GiB or none.
     #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = human::parse_bytes)]

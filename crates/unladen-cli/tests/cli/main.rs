@@ -2,6 +2,7 @@
 
 mod compare;
 mod gpt2;
+mod inspect;
 mod limits;
 
 use serde_json::{Value, json};
@@ -112,7 +113,7 @@ fn inspect_lists_names_dtypes_shapes_and_strides() {
     let (found, wanted) = (listing["tensors"].as_array().unwrap(), wanted.as_array().unwrap());
     assert_eq!(found.len(), wanted.len());
     for (found, wanted) in found.iter().zip(wanted) {
-        assert_eq!(keys(found), "dtype name shape stride");
+        assert_eq!(keys(found), "dtype name offset_bytes shape storage stride");
         for key in ["name", "dtype", "shape", "stride"] {
             assert_eq!(found[key], wanted[key], "{wanted}");
         }

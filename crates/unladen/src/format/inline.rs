@@ -54,9 +54,9 @@ enum Place {
 }
 
 /// An array's element type, and whether its bytes stand in the other order.
-struct Elements {
-    dtype: DType,
-    swapped: bool,
+pub(super) struct Elements {
+    pub(super) dtype: DType,
+    pub(super) swapped: bool,
 }
 
 /// What is to be found inside a pickle.
@@ -165,16 +165,16 @@ fn add(storages: &mut Vec<Storage>, storage: Storage) -> StorageId {
 }
 
 /// What an array is made of, as NumPy pickles it.
-struct ArrayParts {
-    shape: Value,
-    dtype: Value,
+pub(super) struct ArrayParts {
+    pub(super) shape: Value,
+    pub(super) dtype: Value,
     /// Says whether its elements stand column after column.
-    order: Value,
-    bytes: Value,
+    pub(super) order: Value,
+    pub(super) bytes: Value,
 }
 
 /// (version, shape, dtype, is column-major, bytes), without the version in the oldest files.
-fn of_state(arena: &Arena<'_>, state: Value) -> Option<ArrayParts> {
+pub(super) fn of_state(arena: &Arena<'_>, state: Value) -> Option<ArrayParts> {
     match *arena.sequence(state)? {
         [_, shape, dtype, order, bytes] | [shape, dtype, order, bytes] => {
             Some(ArrayParts { shape, dtype, order, bytes })
@@ -184,7 +184,7 @@ fn of_state(arena: &Arena<'_>, state: Value) -> Option<ArrayParts> {
 }
 
 /// (bytes, dtype, shape, order), and the order of the axes, where there is one.
-fn of_args(args: &[Value]) -> Option<ArrayParts> {
+pub(super) fn of_args(args: &[Value]) -> Option<ArrayParts> {
     match *args {
         [bytes, dtype, shape, order] | [bytes, dtype, shape, order, Value::None] => {
             Some(ArrayParts { shape, dtype, order, bytes })
@@ -203,14 +203,8 @@ fn array(
     let Some(Elements { dtype, swapped }) = elements(arena, parts.dtype) else {
         return Ok(Err("its elements are no numbers of PyTorch".to_owned()));
     };
-    let is_fortran = match parts.order {
-        Value::Bool(is_fortran) => is_fortran,
-        Value::Int(Wide(number)) => number != 0,
-        order => match text(arena, order) {
-            Some(b"C") => false,
-            Some(b"F") => true,
-            _ => return Ok(Err("the order of its elements is not known".to_owned())),
-        },
+    let Some(is_fortran) = is_column_major(arena, parts.order) else {
+        return Ok(Err("the order of its elements is not known".to_owned()));
     };
     let place = match place(arena, source, parts.bytes) {
         Ok((_, place)) => place,
@@ -233,6 +227,19 @@ fn array(
     Ok(Ok((layout, Storage { file, start_byte, len_bytes, swapped })))
 }
 
+/// True if elements stand column after column, by what an array says of their order; `None`: in some other order.
+pub(super) fn is_column_major(arena: &Arena<'_>, order: Value) -> Option<bool> {
+    match order {
+        Value::Bool(is_fortran) => Some(is_fortran),
+        Value::Int(Wide(number)) => Some(number != 0),
+        order => match text(arena, order)? {
+            b"C" => Some(false),
+            b"F" => Some(true),
+            _ => None,
+        },
+    }
+}
+
 fn column_major(dtype: DType, shape: &[u64]) -> Result<Layout> {
     let reversed: Dims = shape.iter().rev().copied().collect();
     let row_major = Layout::contiguous(dtype, &reversed)?;
@@ -242,7 +249,7 @@ fn column_major(dtype: DType, shape: &[u64]) -> Result<Layout> {
 
 /// What `numpy.dtype` stands for: its name, and in its state (version, byte order, ..). `None` for structures, text and
 /// objects.
-fn elements(arena: &Arena<'_>, dtype: Value) -> Option<Elements> {
+pub(super) fn elements(arena: &Arena<'_>, dtype: Value) -> Option<Elements> {
     let Value::Call(call) = dtype else { return None };
     let call = &arena.calls[call as usize];
     let name = *arena.run(call.args).first()?;

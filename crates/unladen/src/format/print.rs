@@ -3,7 +3,10 @@
 
 mod distributed;
 mod json;
+mod metadata;
 mod node;
+mod numpy;
+mod root;
 mod text;
 
 use super::{
@@ -15,10 +18,16 @@ use super::{
     whole::Contents,
     with_contents,
 };
-use crate::{checkpoint::Format, error::Result, source::ReadAt, stamp::FileStamp};
+use crate::{
+    checkpoint::{Format, Root},
+    error::{Error, Result},
+    source::ReadAt,
+    stamp::FileStamp,
+};
 use foldhash::{HashMap, HashMapExt as _};
 use node::{Child, Node, Reader};
-use std::{collections::BTreeMap, path::Path};
+use root::Place;
+use std::path::Path;
 
 /// How [`tree`] writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,18 +64,23 @@ const TEXT_BYTES_PER_VISIT: usize = 8;
 /// hyper-parameters and optimizer settings, and where the tensors stand in it. Of a safetensors file, its free metadata.
 ///
 /// Of a distributed checkpoint it is one tree of the names in its state dict, each a tensor, or what is no tensor.
-/// Another checkpoint of several files is several trees, each after its file's name; as JSON, one object of them. All of a file
-/// is shown, whatever root the options name. Nothing that a file names is run.
+/// Another checkpoint of several files is several trees, each after its file's name; as JSON, one object of them. If the
+/// options name a root, what stands at that path alone, whatever it is, of the files that have it. Nothing that a file
+/// names is run.
 ///
-/// Fails as [`open`] does, and with the error that `out` returns.
+/// Fails as [`open`] does, with [`Error::Mismatch`] if nothing stands at the root, and with the error that `out` returns.
 pub fn tree(
     path: &Path,
     options: &OpenOptions,
     style: TreeStyle,
     out: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<()> {
-    let options = &OpenOptions { root: None, ..options.clone() };
-    let (checkpoint, files) = open(path, options)?;
+    let (checkpoint, files) = open(path, &OpenOptions { root: None, ..options.clone() })?;
+    let root = match &options.root {
+        Some(Root::Auto) => checkpoint.root().map(|it| Root::At(it.to_owned())),
+        root => root.clone(),
+    };
+    let options = &OpenOptions { root, ..options.clone() };
     let mut writer = Writer { style, text: String::new(), out };
     if checkpoint.format == Format::Dcp {
         distributed::print(&checkpoint, &checkpoint.path, options, &mut writer)?;
@@ -75,21 +89,32 @@ pub fn tree(
     // Packed records hold tensors alone.
     let files_of_its_own = || checkpoint.files.iter().enumerate().filter(|(_, it)| it.packed.is_none());
     let is_one = files_of_its_own().nth(1).is_none();
+    let (mut n_printed, mut missing) = (0, None);
     for (index, file) in files_of_its_own() {
         let name = file.path.display().to_string();
+        let before_bytes = writer.text.len();
         if !is_one && style.json {
-            writer.text.push(if index == 0 { '{' } else { ',' });
+            writer.text.push(if n_printed == 0 { '{' } else { ',' });
             json::string(name.as_bytes(), &mut writer.text);
             writer.text.push(':');
         } else if !is_one {
             writer.text.extend([&*name.escape_debug().to_string(), ":\n"]);
         }
         let source = files.get(index)?;
-        print_file(&*source, file.clone(), false, options, &mut writer)
+        let printed = print_file(&*source, file.clone(), None, options, &mut writer)
             .map_err(|error| error.in_file(&file.path))?;
+        if let Err(error) = printed {
+            writer.text.truncate(before_bytes);
+            missing.get_or_insert(error.in_file(&file.path));
+            continue;
+        }
+        n_printed += 1;
         if !style.json {
             writer.text.push('\n');
         }
+    }
+    if let (0, Some(error)) = (n_printed, missing) {
+        return Err(error);
     }
     if style.json {
         writer.text.push_str(if is_one { "\n" } else { "}\n" });
@@ -97,69 +122,63 @@ pub fn tree(
     writer.flush(0)
 }
 
-/// Prints what a file holds, or (`is_part`) what a part of one holds that is a file by itself.
+/// Nothing, or why nothing was printed: there is nothing at the path that is asked for.
+type Printed = std::result::Result<(), Error>;
+
+/// Prints what a file holds, or (`part`, with how far it is indented) what a part of one holds that is a file by itself.
 fn print_file(
     source: &dyn ReadAt,
     stamp: FileStamp,
-    is_part: bool,
+    part: Option<usize>,
     options: &OpenOptions,
     writer: &mut Writer<'_>,
-) -> Result<()> {
+) -> Result<Printed> {
     let head = sniff::head(source)?;
     match sniff::sniff(source, &head, &options.limits)? {
         Container::Pickled(kind) => {
-            with_contents(kind, source, stamp, options, |contents| print(&contents, is_part, options, writer))
+            with_contents(kind, source, stamp, options, |contents| print(&contents, part, options, writer))
         }
-        Container::Safetensors => print_metadata(&safetensors::metadata(source, options)?, writer),
-    }
-}
-
-/// Prints the free metadata of a safetensors file, which are strings.
-fn print_metadata(metadata: &BTreeMap<String, String>, writer: &mut Writer<'_>) -> Result<()> {
-    let (style, text) = (writer.style, &mut writer.text);
-    text.push_str(if style.json { "{\"__metadata__\":{" } else { "{\n  '__metadata__': {" });
-    for (index, (key, value)) in metadata.iter().enumerate() {
-        if style.json {
-            text.push_str(if index == 0 { "" } else { "," });
-            json::string(key.as_bytes(), text);
-            text.push(':');
-            json::cut_string(value.as_bytes(), style.max_text_bytes(), text);
-        } else {
-            text.push_str("\n    ");
-            text::string(key.as_bytes(), usize::MAX, text);
-            text.push_str(": ");
-            text::string(value.as_bytes(), style.max_text_bytes(), text);
+        Container::Safetensors => {
+            Ok(metadata::print(&safetensors::metadata(source, options)?, root::path_of(options), writer))
         }
     }
-    text.push_str(if style.json { "}}" } else { "\n  }\n}" });
-    Ok(())
 }
 
 /// Prints what a pickle holds; that of a part is indented, and its tensors are not listed.
 fn print(
     contents: &Contents<'_>,
-    is_part: bool,
+    part: Option<usize>,
     options: &OpenOptions,
     writer: &mut Writer<'_>,
-) -> Result<()> {
+) -> Result<Printed> {
     let rebuild = contents.rebuild();
-    let listed = match is_part {
-        true => Listing::default(),
-        false => listing::list(&rebuild, contents.root, &options.limits, &mut Vec::new())?,
+    let listed = match part {
+        Some(_) => Listing::default(),
+        None => listing::list(&rebuild, contents.root, &options.limits, &mut Vec::new())?,
     };
-    let mut reader = Reader::new(&rebuild, &listed);
-    let shared = shared(&mut reader, Child::Value(contents.root))?;
+    let top = Child::Value(contents.root);
+    let (root, among) = match root::path_of(options) {
+        None => (top, Vec::new()),
+        Some(path) => match root::find(&mut Reader::new(&rebuild, &listed, &[]), top, path)? {
+            Ok(Place::At(child)) => (child, Vec::new()),
+            Ok(Place::Among(items)) => (Child::Among, items),
+            Err(error) => return Ok(Err(error)),
+        },
+    };
+    let mut reader = Reader::new(&rebuild, &listed, &among);
+    let shared = shared(&mut reader, root)?;
     let printer = Printer {
         reader,
         shared,
         numbers: HashMap::new(),
         frames: Vec::new(),
-        indent: usize::from(is_part),
+        indent: part.unwrap_or(0),
         max_depth: writer.style.max_depth(options.limits.depth),
         visits: Visits::new(contents.arena.bytes.len()),
         writer,
     };
-    printer.run(Child::Value(contents.root))
+    printer.run(root)?;
+    Ok(Ok(()))
 }
 
 /// Which containers are met more than once, by their identity.

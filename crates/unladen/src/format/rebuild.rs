@@ -232,6 +232,12 @@ impl Rebuild<'_> {
         self.given.tensors.get(&id).map_or(Rebuilt::Storage, |it| Rebuilt::Tensor(it.view()))
     }
 
+    /// A number for a persistent id that no call has: they come behind the calls.
+    pub(super) fn call_of_persistent(&self, id: u32) -> u32 {
+        // Each takes bytes of a pickle whose places have 32 bits.
+        self.arena.calls.len() as u32 + id
+    }
+
     fn old_tensor(&self, dtype: DType, state: Value) -> Result<View> {
         match state {
             // Without a state it is an empty tensor.

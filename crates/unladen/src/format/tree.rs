@@ -2,12 +2,13 @@
 //! once per path, and the work bounded by the pickle's length.
 
 mod children;
+mod keys;
 mod module;
 mod names;
 mod objects;
 mod place;
 
-pub(super) use module::is_module;
+pub(super) use module::{MODULE_PARTS, is_module};
 
 use super::{
     Limits,
@@ -20,6 +21,7 @@ use crate::{
     tensor::{Backing, Dims, Tensor},
 };
 use children::{Children, Segment};
+use keys::Keys;
 use module::Module;
 use names::Names;
 use std::{collections::HashMap, fmt::Write as _};
@@ -31,8 +33,8 @@ pub(super) const MAX_WARNINGS: usize = 100;
 /// Visited values that a byte of a name costs as much as: all names take no more than a few times the pickle.
 const VISITS_PER_NAME_BYTE: u64 = 4;
 
-/// No call's position.
-const NO_CALL: u32 = u32::MAX;
+/// No call's position: of a tensor that no object of the pickle owns.
+pub(super) const NO_CALL: u32 = u32::MAX;
 
 /// What a pickle holds, by name.
 #[derive(Debug, Default)]
@@ -40,7 +42,8 @@ pub(super) struct Listing {
     /// In the order of their paths, with names that differ.
     pub(super) tensors: Vec<Tensor>,
     pub(super) composites: Vec<Composite>,
-    /// By tensor, the call that stands for it: its position in [`Arena::calls`]. [`NO_CALL`] if a persistent id does.
+    /// By tensor, the call that stands for it: its position in [`Arena::calls`], or what
+    /// [`Rebuild::call_of_persistent`] makes of a persistent id.
     pub(super) calls: Vec<u32>,
 }
 
@@ -68,11 +71,15 @@ pub(super) fn list(
             calls: Vec::with_capacity(n_expected),
         },
         last_numbers: HashMap::new(),
+        keys: Keys::default(),
         warnings,
         n_silent: 0,
     };
     walk.visit(root, Place { is_named: false, is_hidden: false })?;
     while walk.step()? {}
+    let (of_keys, n_silent) = std::mem::take(&mut walk.keys).warnings(&walk.found.calls);
+    of_keys.into_iter().for_each(|it| walk.warn(it));
+    walk.n_silent += n_silent;
     if walk.n_silent > 0 {
         walk.warnings.push(Warning::LeftOut(format!("{} more warnings", walk.n_silent)));
     }
@@ -133,6 +140,7 @@ struct Walk<'a> {
     names: Names,
     /// The last number that was given to a name that is taken.
     last_numbers: HashMap<String, u64>,
+    keys: Keys,
     warnings: &'a mut Vec<Warning>,
     n_silent: usize,
 }
@@ -149,6 +157,12 @@ impl<'a> Walk<'a> {
             return Ok(true);
         };
         let (path_bytes, mut place) = (frame.path_bytes, frame.place);
+        if let Segment::Key(key @ (Value::Tuple(_) | Value::List(_) | Value::Call(_) | Value::Storage(_))) =
+            segment
+        {
+            let path = self.path.get(..path_bytes).unwrap_or_default();
+            self.keys.look(key, (frame.mark, path), self.rebuild, &mut self.visits)?;
+        }
         place.is_hidden |= hides;
         if !matches!(
             child,
@@ -205,7 +219,9 @@ impl<'a> Walk<'a> {
         let Some(mark) = self.arena.identity(value) else {
             if let Value::Storage(id) = value {
                 match self.rebuild.persistent(id) {
-                    Rebuilt::Tensor(view) => self.found(view, NO_CALL, place)?,
+                    Rebuilt::Tensor(view) => {
+                        self.found(view, self.rebuild.call_of_persistent(id), place)?;
+                    }
                     _ => self.warn_of_storage(),
                 }
             }

@@ -259,6 +259,33 @@ fn what_is_no_tensor_stands_in_the_tree_and_its_records_are_verified() {
 }
 
 #[test]
+fn a_path_leads_to_tensors_to_values_and_into_them() {
+    let dir = good().write();
+    let at = |path: &str| {
+        let options = OpenOptions { root: Some(Root::At(path.to_owned())), ..OpenOptions::default() };
+        let mut shown = String::new();
+        tree(dir.path(), &options, TreeStyle::default(), &mut |piece| {
+            shown.push_str(piece);
+            Ok(())
+        })
+        .map(|()| shown)
+    };
+    assert_eq!(at("rows").unwrap(), "tensor float32 [5, 4] `rows`\n");
+    assert_eq!(at("step").unwrap(), "7\n");
+    assert_eq!(at("optimizer").unwrap(), "{\n  'optimizer.param_groups': ['lr', None]\n}\n");
+    assert_eq!(at("optimizer.param_groups.0").unwrap(), "'lr'\n");
+    for (path, found) in [
+        ("nope", "`step` at the top"),
+        ("optimizer.nope", "`param_groups` below `optimizer`"),
+        ("optimizer.param_groups.2", "`0`, `1` at the top"),
+    ] {
+        let error = at(path).unwrap_err();
+        assert_eq!(error.kind(), "Mismatch");
+        assert!(error.to_string().contains(found), "{error}");
+    }
+}
+
+#[test]
 fn a_value_that_is_no_tensor_stands_where_nothing_else_does() {
     refuses(|save| save.objects[0].2.start -= 1, "chunks share no bytes");
     refuses(|save| save.objects[1].2.end += 1, "`step`");

@@ -4,10 +4,10 @@
 use super::{
     Frame, PIECE_BYTES, Writer, json,
     node::{Head, Node, Title},
-    print_file, text,
+    print_file, root, text,
 };
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Root},
     error::Result,
     format::{
         OpenOptions,
@@ -27,8 +27,30 @@ pub(super) fn print(
     options: &OpenOptions,
     writer: &mut Writer<'_>,
 ) -> Result<()> {
-    let items = dcp::items(path, checkpoint.tensors.len(), options)?;
+    let mut items = dcp::items(path, checkpoint.tensors.len(), options)?;
     let folder = Folder::new(path, options);
+    // Inside a value, the path goes on by itself.
+    let inside = &OpenOptions { root: None, ..options.clone() };
+    if let Some(wanted) = root::path_of(options) {
+        let rest_of = |item: &Item| wanted.strip_prefix(name_of(item, checkpoint)).map(str::to_owned);
+        let is_it = |item: &&Item| match item {
+            Item::Tensor(_) => rest_of(item).is_some_and(|it| it.is_empty()),
+            Item::Object { .. } => rest_of(item).is_some_and(|it| it.is_empty() || it.starts_with('.')),
+        };
+        if let Some(item) = items.iter().find(is_it) {
+            let rest = rest_of(item).and_then(|it| it.strip_prefix('.').map(str::to_owned));
+            let inside = &OpenOptions { root: rest.map(Root::At), ..options.clone() };
+            print_item(item, checkpoint, &folder, (0, inside), writer)?;
+            writer.text.push('\n');
+            return Ok(());
+        }
+        let names: Vec<&str> = items.iter().map(|it| name_of(it, checkpoint)).collect();
+        let below = format!("{wanted}.");
+        if !names.iter().any(|it| it.starts_with(&below)) {
+            return Err(root::missing_among(wanted, names.into_iter()).in_file(path));
+        }
+        items.retain(|it| name_of(it, checkpoint).starts_with(&below));
+    }
     let json = writer.style.json;
     // As the dictionary that was saved, whose keys are all strings.
     let is_plain = |item: &Item| !name_of(item, checkpoint).starts_with('$');
@@ -52,17 +74,7 @@ pub(super) fn print(
             true => json::before_name(&frame.node, index, name, &mut writer.text),
             false => text::before_name(&frame, name, &mut writer.text),
         }
-        match item {
-            Item::Tensor(id) => print_tensor(checkpoint.tensor(*id), writer),
-            Item::Object { file, bytes, .. } => {
-                let source = folder.open(file)?;
-                let section = Section::new(&source, bytes.clone())?;
-                let stamp = FileStamp { len_bytes: section.len_bytes(), ..source.stamp().clone() };
-                print_file(&section, stamp, true, options, writer).map_err(|error| {
-                    dcp::further(error, bytes.start).in_tensor(name).in_file(source.path())
-                })?;
-            }
-        }
+        print_item(item, checkpoint, &folder, (1, inside), writer)?;
         if json {
             json::after(&frame.node, &mut writer.text);
         }
@@ -76,6 +88,30 @@ pub(super) fn print(
     Ok(())
 }
 
+/// Prints what an item is, indented so far; of what is no tensor, what the options say.
+fn print_item(
+    item: &Item,
+    checkpoint: &Checkpoint,
+    folder: &Folder<'_>,
+    (indent, options): (usize, &OpenOptions),
+    writer: &mut Writer<'_>,
+) -> Result<()> {
+    match item {
+        Item::Tensor(id) => {
+            print_tensor(checkpoint.tensor(*id), writer);
+            Ok(())
+        }
+        Item::Object { name, file, bytes } => {
+            let source = folder.open(file)?;
+            let section = Section::new(&source, bytes.clone())?;
+            let stamp = FileStamp { len_bytes: section.len_bytes(), ..source.stamp().clone() };
+            let printed = print_file(&section, stamp, Some(indent), options, writer)
+                .map_err(|error| dcp::further(error, bytes.start));
+            printed.and_then(|it| it).map_err(|error| error.in_tensor(name).in_file(source.path()))
+        }
+    }
+}
+
 fn name_of<'a>(item: &'a Item, checkpoint: &'a Checkpoint) -> &'a str {
     match item {
         Item::Tensor(id) => &checkpoint.tensor(*id).name,
@@ -84,12 +120,7 @@ fn name_of<'a>(item: &'a Item, checkpoint: &'a Checkpoint) -> &'a str {
 }
 
 fn print_tensor(tensor: &Tensor, writer: &mut Writer<'_>) {
-    let title = Title {
-        is_whole: false,
-        what: tensor.layout.dtype().to_string(),
-        shape: tensor.layout.shape().into(),
-        names: vec![&tensor.name],
-    };
+    let title = Title::of(&tensor.layout, vec![&tensor.name]);
     let head = Head::Tensor(Box::new(title));
     match writer.style.json {
         true => {

@@ -87,6 +87,7 @@ pub(super) fn whole(
 ) {
     match node {
         Node::Leaf(Leaf::Value(value)) => leaf(*value, arena, style.max_text_bytes(), text),
+        Node::Leaf(Leaf::Numbers(numbers)) => numbers.json(style.max_items(), text),
         Node::Leaf(Leaf::Latin1(letters)) => {
             let (first, n_bytes) = latin1_bytes(arena.bytes(*letters));
             hexadecimal("$bytes", &first, n_bytes, text);

@@ -1,5 +1,6 @@
 //! What stands at a place of the tree: a leaf, a container, or an object with a title and fields.
 
+use super::numpy::{self, Numbers};
 use crate::{
     error::Result,
     format::{
@@ -7,7 +8,7 @@ use crate::{
         rebuild::{Parts, Rebuild, Rebuilt, Visits},
         tree::Listing,
     },
-    tensor::Dims,
+    tensor::{Dims, Layout},
 };
 
 /// What may stand inside something.
@@ -18,6 +19,8 @@ pub(super) enum Child {
     Args(Run),
     /// The items of a dictionary without its attributes.
     Items(u32),
+    /// The items that [`Reader::new`] was given.
+    Among,
 }
 
 impl Child {
@@ -28,13 +31,13 @@ impl Child {
                 value,
                 Value::Tuple(_) | Value::List(_) | Value::Dict(_) | Value::Call(_) | Value::Storage(_)
             ),
-            Child::Args(_) | Child::Items(_) => true,
+            Child::Args(_) | Child::Items(_) | Child::Among => true,
         }
     }
 }
 
 pub(super) enum Node<'a> {
-    Leaf(Leaf),
+    Leaf(Leaf<'a>),
     List(&'a [Value]),
     Tuple(&'a [Value]),
     Args(&'a [Value]),
@@ -47,10 +50,12 @@ pub(super) enum Node<'a> {
 }
 
 /// A value with nothing inside.
-pub(super) enum Leaf {
+pub(super) enum Leaf<'a> {
     Value(Value),
     /// Bytes as Python writes them in the older protocols: each a letter of a text.
     Latin1(Text),
+    /// What stands in an array of NumPy, or a number of it.
+    Numbers(Box<Numbers<'a>>),
 }
 
 /// What fields belong to.
@@ -71,6 +76,14 @@ pub(super) struct Title<'a> {
     pub(super) shape: Dims,
     /// Under which names it is listed.
     pub(super) names: Vec<&'a str>,
+}
+
+impl<'a> Title<'a> {
+    /// Of a plain tensor.
+    pub(super) fn of(layout: &Layout, names: Vec<&'a str>) -> Title<'a> {
+        let (what, shape) = (layout.dtype().to_string(), layout.shape().into());
+        Title { is_whole: false, what, shape, names }
+    }
 }
 
 /// A part of an object.
@@ -124,24 +137,34 @@ pub(super) struct Reader<'a> {
     pub(super) arena: &'a Arena<'a>,
     rebuild: &'a Rebuild<'a>,
     listing: &'a Listing,
+    among: &'a [(Value, Value)],
     /// Calls with the positions of the tensors that they are, sorted.
     places: Vec<(u32, u32)>,
     visits: Visits,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(rebuild: &'a Rebuild<'a>, listing: &'a Listing) -> Reader<'a> {
+    /// `among`: what [`Child::Among`] is.
+    pub(super) fn new(
+        rebuild: &'a Rebuild<'a>,
+        listing: &'a Listing,
+        among: &'a [(Value, Value)],
+    ) -> Reader<'a> {
         let mut places: Vec<(u32, u32)> = listing.calls.iter().copied().zip(0..).collect();
         places.sort_unstable();
         let visits = Visits::new(rebuild.arena.bytes.len());
-        Reader { arena: rebuild.arena, rebuild, listing, places, visits }
+        Reader { arena: rebuild.arena, rebuild, listing, among, places, visits }
+    }
+
+    pub(super) fn spend(&mut self, n_visits: usize) -> Result<()> {
+        self.visits.spend(n_visits as u64)
     }
 
     /// What makes a container one and the same wherever it is met.
     pub(super) fn identity(&self, child: Child) -> Option<usize> {
         match child {
             Child::Value(value) => self.arena.identity(value),
-            Child::Args(_) | Child::Items(_) => None,
+            Child::Args(_) | Child::Items(_) | Child::Among => None,
         }
     }
 
@@ -150,13 +173,14 @@ impl<'a> Reader<'a> {
         let value = match child {
             Child::Value(value) => value,
             Child::Args(run) => return Ok(Node::Args(arena.run(run))),
-            Child::Items(dict) => return Ok(dict_node(arena, dict)),
+            Child::Items(dict) => return Ok(dict_node(arena, &arena.dicts[dict as usize].items)),
+            Child::Among => return Ok(dict_node(arena, self.among)),
         };
         Ok(match value {
             Value::List(list) => Node::List(&arena.lists[list as usize]),
             Value::Tuple(run) => Node::Tuple(arena.run(run)),
             Value::Dict(dict) => match arena.dicts[dict as usize].state {
-                Value::None => dict_node(arena, dict),
+                Value::None => dict_node(arena, &arena.dicts[dict as usize].items),
                 state => Node::Fields(
                     Head::Items,
                     vec![
@@ -165,11 +189,16 @@ impl<'a> Reader<'a> {
                     ],
                 ),
             },
-            Value::Storage(storage) => {
-                let id = arena.persistent[storage as usize];
-                let fields = vec![field("id", " ", Child::Value(id))];
-                Node::Fields(Head::Object("storage".to_owned()), fields)
-            }
+            Value::Storage(id) => match self.rebuild.persistent(id) {
+                Rebuilt::Tensor(view) => {
+                    let names = self.names(self.rebuild.call_of_persistent(id));
+                    Node::Fields(Head::Tensor(Box::new(Title::of(&view.layout, names))), Vec::new())
+                }
+                _ => {
+                    let fields = vec![field("id", " ", Child::Value(arena.persistent[id as usize]))];
+                    Node::Fields(Head::Object("storage".to_owned()), fields)
+                }
+            },
             Value::Call(call) => self.call(call)?,
             leaf => Node::Leaf(Leaf::Value(leaf)),
         })
@@ -188,7 +217,7 @@ impl<'a> Reader<'a> {
             }
             // Where it is no tensor after all, what the file says is shown as it is.
             Ok(Rebuilt::Other | Rebuilt::Storage | Rebuilt::LeftOut(_)) | Err(_) => {
-                return Ok(self.object(call));
+                return self.object(call);
             }
         };
         let named = named.into_iter().flatten().map(|(name, value)| field(name, "", Child::Value(value)));
@@ -199,15 +228,18 @@ impl<'a> Reader<'a> {
         Ok(Node::Fields(Head::Tensor(Box::new(title)), fields))
     }
 
-    fn object(&self, position: u32) -> Node<'a> {
+    fn object(&mut self, position: u32) -> Result<Node<'a>> {
         let call = &self.arena.calls[position as usize];
+        if let Some(numbers) = numpy::numbers(self.arena, call, &mut self.visits)? {
+            return Ok(Node::Leaf(Leaf::Numbers(Box::new(numbers))));
+        }
         let name = match call.function {
             Value::Symbol(symbol) => {
                 let symbol = &self.arena.symbols[symbol as usize];
                 if let (b"_codecs", b"encode", &[Value::Str(letters), Value::Str(_)]) =
                     (symbol.module, symbol.name, self.arena.run(call.args))
                 {
-                    return Node::Leaf(Leaf::Latin1(letters));
+                    return Ok(Node::Leaf(Leaf::Latin1(letters)));
                 }
                 symbol.to_string()
             }
@@ -223,7 +255,7 @@ impl<'a> Reader<'a> {
                 fields.push(field(name, " ", Child::Value(value)));
             }
         }
-        Node::Fields(Head::Object(name), fields)
+        Ok(Node::Fields(Head::Object(name), fields))
     }
 
     /// Under which names a call is listed as a tensor.
@@ -238,8 +270,7 @@ fn field(name: &'static str, glue: &'static str, child: Child) -> Field {
     Field { name, glue, child }
 }
 
-fn dict_node<'a>(arena: &'a Arena<'a>, dict: u32) -> Node<'a> {
-    let items = &arena.dicts[dict as usize].items;
+fn dict_node<'a>(arena: &Arena<'_>, items: &'a [(Value, Value)]) -> Node<'a> {
     let is_plain = |key: &Value| matches!(key, Value::Str(text) if !arena.bytes(*text).starts_with(b"$"));
     Node::Dict { items, is_object: items.iter().all(|(key, _)| is_plain(key)) }
 }

@@ -117,6 +117,7 @@ pub(super) fn whole(
     let inside = if is_too_deep { "..." } else { "" };
     match node {
         Node::Leaf(Leaf::Value(value)) => leaf_or_key(*value, arena, style.max_text_bytes(), text),
+        Node::Leaf(Leaf::Numbers(numbers)) => numbers.text(style.max_items(), text),
         Node::Leaf(Leaf::Latin1(letters)) => {
             let (first, n_bytes) = latin1_bytes(arena.bytes(*letters));
             hexadecimal(&first, n_bytes, text);

@@ -8,7 +8,8 @@ use crate::format::{
 use std::collections::HashSet;
 
 const BUFFERS: &str = "_buffers";
-const MODULE_PARTS: [&str; 3] = ["_parameters", BUFFERS, "_modules"];
+/// Where a module keeps what its state dict lists.
+pub(in crate::format) const MODULE_PARTS: [&str; 3] = ["_parameters", BUFFERS, "_modules"];
 const TRANSIENT: &str = "_non_persistent_buffers_set";
 
 /// The parts of a module of PyTorch. As in its `state_dict`, parameters, buffers and modules stand at its own path;
