@@ -1,5 +1,5 @@
 //! Sparse, nested and quantised tensors and subclasses around others: their parts as plain tensors, checked against the
-//! sizes of the whole. What stands in the parts, indices say, is data and not looked at.
+//! sizes of the whole. What stands in the parts, indices say, is data and not read here: `verify` looks at it.
 
 use super::{Parts, Rebuild, Unwrapped, View, Visits, malformed, unsigned};
 use crate::{
