@@ -160,7 +160,7 @@ pub fn check(
     if let Some(plan) = of_indices {
         let unreadable = checked.findings.iter().filter(|it| it.kind == Kind::Unreadable);
         let unread: HashSet<String> = unreadable.flat_map(|it| &it.tensors).cloned().collect();
-        checked.findings.extend(indices::check(checkpoint, &open, &plan, &unread, progress)?);
+        checked.findings.extend(indices::check(checkpoint, &open, &plan, &first, &unread, progress)?);
         files.check_unchanged()?;
     }
     if wants_hashes {

@@ -6,7 +6,7 @@ mod bounds;
 use super::check::{Finding, Kind};
 use crate::{
     checkpoint::{Checkpoint, Composite, CompositeKind, SparseLayout},
-    contents::{OpenFile, ReadPlan, Reader, Reads, Walk},
+    contents::{OpenFile, ReadPlan, Reader, Reads, Walk, is_in_order},
     dtype::DType,
     error::{Error, Fault, Result},
     progress::Progress,
@@ -15,6 +15,11 @@ use crate::{
 };
 use bounds::{Compressed, coordinates, jagged, nested};
 use std::collections::HashSet;
+
+/// Views can repeat what a file stores, so that reading them all takes without end: so often all that it stores is read at
+/// most, and this much besides. What is tied is read once.
+const MAX_REPEATS: u64 = 16;
+const MAX_REPEATED_BYTES: u64 = 256 << 20;
 
 /// Parts that say where other parts belong.
 enum Indices {
@@ -75,6 +80,24 @@ impl Indices {
             Indices::Compressed { pointers, plain, .. } => vec![pointers, plain],
             Indices::Nested { sizes, strides, offsets, .. } => vec![sizes, strides, offsets],
             Indices::Jagged { offsets, lengths, .. } => [offsets].into_iter().chain(lengths).collect(),
+        }
+    }
+
+    /// The part that they are of, as far as its shape counts.
+    fn values(&self) -> Option<TensorId> {
+        match *self {
+            Indices::Coordinates { .. } => None,
+            Indices::Compressed { values, .. } | Indices::Jagged { values, .. } => Some(values),
+            Indices::Nested { buffer, .. } => Some(buffer),
+        }
+    }
+
+    fn layout_name(&self) -> &'static str {
+        match self {
+            Indices::Compressed { layout, .. } => layout.name(),
+            Indices::Coordinates { .. } => SparseLayout::Coo.name(),
+            Indices::Nested { .. } => "nested",
+            Indices::Jagged { .. } => "jagged",
         }
     }
 
@@ -152,11 +175,15 @@ pub(super) fn check(
     checkpoint: &Checkpoint,
     open: &OpenFile<'_>,
     plan: &ReadPlan,
+    first: &[TensorId],
     unread: &HashSet<String>,
     progress: &Progress,
 ) -> Result<Vec<Finding>> {
     let mut readers: Vec<Reader<'_>> = Vec::new();
     let mut findings = Vec::new();
+    let stored_bytes = checkpoint.storages.iter().fold(0u64, |sum, it| sum.saturating_add(it.len_bytes));
+    let mut left_bytes = stored_bytes.saturating_mul(MAX_REPEATS).saturating_add(MAX_REPEATED_BYTES);
+    let mut known = HashSet::new();
     for composite in &checkpoint.composites {
         let Some(indices) = Indices::of(checkpoint, composite) else { continue };
         let ids = indices.ids();
@@ -164,6 +191,29 @@ pub(super) fn check(
         if ids.iter().any(|id| unread.contains(&checkpoint.tensor(*id).name)) {
             continue;
         }
+        let firsts: Vec<TensorId> = ids.iter().map(|id| first[id.0 as usize]).collect();
+        if !known.insert((
+            firsts,
+            &composite.shape[..],
+            indices.values().map(|it| first[it.0 as usize]),
+            indices.layout_name(),
+        )) {
+            continue;
+        }
+        let costs = ids.iter().map(|id| cost_bytes(checkpoint, *id, plan));
+        let cost_bytes = costs.fold(0, u64::saturating_add);
+        let Some(rest_bytes) = left_bytes.checked_sub(cost_bytes) else {
+            findings.push(Finding {
+                kind: Kind::Parts,
+                path: checkpoint.path.clone(),
+                record: None,
+                tensors: ids.iter().map(|it| name(*it)).collect(),
+                expected: format!("indices that do not repeat what is stored more than {MAX_REPEATS} times"),
+                found: format!("{cost_bytes} bytes to read, after others"),
+            });
+            continue;
+        };
+        left_bytes = rest_bytes;
         while readers.len() < ids.len() {
             readers.push(Reader::new(checkpoint, open, plan, progress)?);
         }
@@ -191,6 +241,19 @@ pub(super) fn check(
         findings.push(Finding { kind, path, record: None, tensors, expected, found });
     }
     Ok(findings)
+}
+
+/// What reading a tensor comes to: of what is packed, all of it each time.
+fn cost_bytes(checkpoint: &Checkpoint, id: TensorId, plan: &ReadPlan) -> u64 {
+    let tensor = checkpoint.tensor(id);
+    let len_bytes = tensor.layout.len_bytes();
+    let n_times = match is_in_order(tensor) {
+        true => 1,
+        false => len_bytes.div_ceil(plan.window_bytes().max(1)),
+    };
+    let packed = checkpoint.pieces(id).map(|it| checkpoint.storage_of(&it).file);
+    let packed = packed.filter(|it| checkpoint.is_packed(*it)).map(|it| checkpoint.file(it).len_bytes);
+    packed.fold(len_bytes, |sum, it| sum.saturating_add(it.saturating_mul(n_times)))
 }
 
 /// The numbers of a tensor, one after the other.

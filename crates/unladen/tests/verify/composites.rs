@@ -142,6 +142,36 @@ fn an_index_that_is_out_of_bounds_is_found_with_and_without_hashes() {
 }
 
 #[test]
+fn views_that_repeat_indices_without_end_are_refused_and_ties_are_read_once() {
+    let huge = |n_composites: u32, is_tied: bool| {
+        changed("../hostile/p50_sparse_oob.pt", |it| {
+            // Each a hundred million times the one index that is stored.
+            let (mut composite, indices, values) =
+                (it.composites[0].clone(), it.tensors[0].clone(), it.tensors[1].clone());
+            (it.tensors, it.composites) = (Vec::new(), Vec::new());
+            composite.shape[0] = 2_000_000;
+            for number in 0..n_composites {
+                let n_elems = 100_000_000 + if is_tied { 0 } else { u64::from(number) };
+                let layout = Layout::strided(DType::I64, &[1, n_elems], &[1, 0], 0).unwrap();
+                let name = format!("{number}.indices");
+                it.tensors.push(Tensor { name, layout, ..indices.clone() });
+                it.tensors.push(Tensor { name: format!("{number}.values"), ..values.clone() });
+                composite.parts = 2 * number..2 * number + 2;
+                it.composites.push(composite.clone());
+            }
+        })
+    };
+    let findings = check_records(&huge(1000, false)).findings;
+    assert_eq!(findings.len(), 1000);
+    assert!(
+        findings.iter().all(|it| it.kind == Kind::Parts && it.expected.contains("repeat")),
+        "{:?}",
+        findings[0]
+    );
+    assert_eq!(check_records(&huge(1000, true)).findings.len(), 1);
+}
+
+#[test]
 fn a_sparse_tensor_whose_sizes_shrink_has_indices_out_of_bounds() {
     let smaller = changed("sparse.pt", |it| {
         it.composites.iter_mut().for_each(|it| it.shape.iter_mut().for_each(|it| *it = 0))

@@ -137,7 +137,8 @@ impl Rebuild<'_> {
         };
         let n_rows = match *sizes_layout.shape() {
             [n_rows, _] => n_rows,
-            // No tensor at all.
+            // No tensor at all: PyTorch has sizes without a dimension then.
+            [] => 0,
             _ if sizes_layout.n_elems() == 0 => 0,
             _ => u64::MAX,
         };
