@@ -256,9 +256,12 @@ fn cost_bytes(checkpoint: &Checkpoint, id: TensorId, plan: &ReadPlan) -> u64 {
     packed.fold(len_bytes, |sum, it| sum.saturating_add(it.saturating_mul(n_times)))
 }
 
+/// Adds the next bytes of a tensor, none after the last.
+type Source<'r> = dyn FnMut(&mut Vec<u8>) -> Result<()> + 'r;
+
 /// The numbers of a tensor, one after the other.
 struct Numbers<'r> {
-    source: Box<dyn FnMut(&mut Vec<u8>) -> Result<()> + 'r>,
+    source: Box<Source<'r>>,
     is_long: bool,
     /// What was read last, and how much of it was taken.
     bytes: Vec<u8>,

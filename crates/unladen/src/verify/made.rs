@@ -67,10 +67,10 @@ impl fmt::Display for Made {
 ///
 /// What one side lacks counts only if it has some of the parts, as plain tensors: that all of them are missing is told
 /// of each.
-pub(super) fn differences<'m>(
-    sides: [&'m [Made]; 2],
+pub(super) fn differences(
+    sides: [&[Made]; 2],
     has_tensor: impl Fn(usize, &str) -> bool,
-) -> Vec<[Option<&'m Made>; 2]> {
+) -> Vec<[Option<&Made>; 2]> {
     let [mut ones, mut others] = sides.map(|it| it.iter().peekable());
     let mut different = Vec::new();
     loop {

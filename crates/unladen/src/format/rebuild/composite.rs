@@ -144,7 +144,8 @@ impl Rebuild<'_> {
         };
         let are_numbers = [&sizes_layout, &strides_layout].iter().all(|it| it.dtype() == DType::I64);
         let fits = buffer_layout.shape().len() == 1
-            && are_numbers
+            // Of no tensor, PyTorch's are of its default type.
+            && (are_numbers || n_rows == 0)
             && sizes_layout.shape() == strides_layout.shape()
             && n_rows == n_offsets;
         if !fits {
