@@ -361,7 +361,8 @@ mod tests {
         };
         assert_eq!(read(good).unwrap().tensors(), [tensor("w", &[2], None)]);
         for (from, to, expected) in [
-            ("manifest\":1", "manifest\":2", "version 2"),
+            ("manifest\":1", "manifest\":3", "version 3"),
+            ("manifest\":1", "manifest\":2", "composites"),
             ("float32", "float33", "float33"),
             ("null", "\"abc\"", "hexadecimal"),
             (",\"blake3\":null", "", "blake3"),
