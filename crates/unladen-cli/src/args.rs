@@ -38,6 +38,7 @@ pub(crate) enum Command {
     /// List the devices that weights can go to: the host and each GPU, and what is free there.
     Devices(DevicesArgs),
     /// Read everything and say whether it is whole, as a manifest says, or the same as in another checkpoint.
+    #[command(after_help = VERIFY_EXITS)]
     Verify(VerifyArgs),
     /// Let loads to a GPU fail, and see whether its memory comes back: what `scripts/gpu-check` runs on a real one.
     #[command(hide = true)]
@@ -271,15 +272,18 @@ pub(crate) struct GpuFaultsArgs {
 
 #[derive(ClapArgs)]
 pub(crate) struct VerifyArgs {
-    /// A checkpoint: a file, a weight map, or a folder. Alone: its records are compared with their checksums.
+    /// A checkpoint: a file, a weight map, or a folder. Its records are compared with their checksums, and the indices of
+    /// sparse and nested tensors with their bounds.
     pub(crate) file: PathBuf,
-    /// Another checkpoint, of any format: do both hold the same tensors?
+    /// Another checkpoint, of any format: do both hold the same tensors? A sparse, nested or quantised tensor or a subclass
+    /// is not the same as plain tensors with the names of its parts, which is what other formats hold of it. With it
+    /// nothing else is checked.
     #[arg(conflicts_with_all = ["manifest", "write_manifest"])]
     pub(crate) other: Option<PathBuf>,
-    /// With OTHER: a root that is a path is FILE's, `auto` goes for both.
+    // A path is for both; `--root`'s own help is the same for all commands.
     #[command(flatten)]
     pub(crate) open: OpenArgs,
-    /// Compare every tensor with a manifest: name, type, shape and bytes.
+    /// Compare every tensor with a manifest: name, type, shape and bytes, and what is made of several of them.
     #[arg(long, value_name = "JSON")]
     pub(crate) manifest: Option<PathBuf>,
     /// Write a manifest: it holds for every copy of these tensors, in any format.
@@ -352,6 +356,14 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) heads: Option<usize>,
 }
+
+/// How `verify` exits, and what only it does with a root.
+const VERIFY_EXITS: &str = "\
+With OTHER, --root goes for both; where OTHER has nothing below it, all of OTHER is compared, with a note.
+
+Exit code: 0 if all is right, or both hold the same tensors; 1 if something is damaged or differs, a file that cannot
+be read for what it holds included; 2 if that cannot be told: a file is missing or none that is known, the budget is
+too small, or the words are wrong.";
 
 /// The ways of loading, a line each.
 fn strategies() -> String {

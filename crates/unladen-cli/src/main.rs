@@ -13,7 +13,7 @@ mod watch;
 use args::{Args, Command, Gpt2Command};
 use clap::Parser;
 use std::process::ExitCode;
-use unladen::Error;
+use unladen::{Error, error::Limit};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -40,14 +40,25 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             out::words(&format!("error: {error}"));
-            out::words(&format!("hint: {}", error.hint()));
+            out::words(&format!("hint: {}", hint(&error)));
             ExitCode::from(match (&error, &args.command) {
                 // The shell's convention for a program that was interrupted.
                 (Error::Cancelled { .. }, _) => 130,
-                // Whether two checkpoints are the same is not known then: that they differ is 1.
-                (_, Command::Verify(args)) if args.other.is_some() => 2,
+                (error, Command::Verify(_)) => commands::verify::exit_code(error),
                 _ => 1,
             })
         }
+    }
+}
+
+/// What to try next, with the number of bytes where it is a larger budget.
+fn hint(error: &Error) -> String {
+    match error {
+        Error::OverBudget { limit: Limit::HostBudget, what, needed_bytes, .. }
+            if what.starts_with("reading ") =>
+        {
+            format!("{}: --host-budget {needed_bytes}", error.hint())
+        }
+        _ => error.hint().to_owned(),
     }
 }

@@ -266,6 +266,10 @@ impl Error {
                 io::ErrorKind::AlreadyExists => "choose another name, or pass --force to replace it",
                 _ => "try again; if it happens again, check the disk",
             },
+            // The words that plans for reading have for themselves; others are strategies.
+            Error::OverBudget { limit: Limit::HostBudget, what, .. } if what.starts_with("reading ") => {
+                "allow the bytes that it needs (--host-budget); they grow with the number of tensors, not with their sizes"
+            }
             Error::OverBudget { limit: Limit::HostBudget, .. } => {
                 "allow the bytes that it needs (--host-budget); of all strategies `stream` needs least"
             }

@@ -7,7 +7,7 @@ use std::{fmt, ops::Range};
 /// A sparse, nested or quantised tensor, or one of a class of its own, by the plain tensors that it is made of.
 ///
 /// Checked when it was read: its parts have the dtypes and shapes that its own shape asks for. What stands in them is
-/// data, so that an index may still be out of bounds.
+/// data, which opening does not read, so that an index may still be out of bounds: `verify::check` looks at them all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Composite {
     /// The full path. The parts are named below it; only the integers of a quantised tensor have its own name.
@@ -55,6 +55,18 @@ pub enum CompositeKind {
         /// Its name, `module.name`. It is never resolved.
         class: String,
     },
+}
+
+impl CompositeKind {
+    /// The word for it: `sparse`, `nested`, `quantised` or `subclass`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            CompositeKind::Sparse { .. } => "sparse",
+            CompositeKind::Nested => "nested",
+            CompositeKind::Quantised { .. } => "quantised",
+            CompositeKind::Subclass { .. } => "subclass",
+        }
+    }
 }
 
 impl fmt::Display for CompositeKind {

@@ -1,5 +1,7 @@
 //! Decides in what memory a checkpoint is read from beginning to end: by how many threads, in buffers of which size.
 
+mod side_by_side;
+
 use crate::{
     checkpoint::Checkpoint,
     error::{Error, Limit, Result},
@@ -7,7 +9,7 @@ use crate::{
     memory::{PAGE_BYTES, PROCESS_BYTES, STACK_BYTES, UNPACKING_BYTES, available_bytes, staging_bytes},
     plan::{chunk_sizes, fewer, paths_of},
     source::{FileSet, io_paths},
-    tensor::{Backing, Tensor},
+    tensor::{Backing, Tensor, TensorId},
 };
 use std::thread::available_parallelism;
 
@@ -27,6 +29,9 @@ const MAX_THREADS: usize = 8;
 
 /// Names that are copied, hashes, places in lists: what a tensor takes besides what opening took.
 const BYTES_PER_TENSOR: u64 = 768;
+
+/// The same where only the files are read: places in lists, and in tables of what was seen before.
+const BYTES_PER_TENSOR_OF_FILES: u64 = 96;
 
 /// What is read from beginning to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,20 +101,13 @@ impl ReadPlan {
         host_budget_bytes: u64,
         max_threads: usize,
     ) -> Result<ReadPlan> {
+        let lists_bytes = lists_bytes(reads, checkpoint).saturating_add(held_bytes);
         let strided = match reads {
             Reads::Tensors => Strided::of(checkpoint),
             Reads::Files => Strided::default(),
         };
-        let budget_bytes = host_budget_bytes.saturating_sub(held_bytes);
-        let plan = ReadPlan::of(strided, checkpoint, files, budget_bytes, max_threads);
-        plan.map_err(|error| match error {
-            Error::OverBudget { path, tensor, limit, what, needed_bytes, .. } => {
-                let needed_bytes = needed_bytes.saturating_add(held_bytes);
-                let available_bytes = host_budget_bytes;
-                Error::OverBudget { path, tensor, limit, what, needed_bytes, available_bytes }
-            }
-            other => other,
-        })
+        let strided = Strided { lists_bytes, ..strided };
+        ReadPlan::of(strided, checkpoint, files, host_budget_bytes, max_threads)
     }
 
     /// Plans to read two checkpoints side by side: as many threads for the one as for the other, each with buffers for
@@ -181,7 +179,7 @@ impl ReadPlan {
     ) -> Result<ReadPlan> {
         let io = paths_of(checkpoint, &io);
         let strided_bytes = strided.longest_bytes;
-        let fixed_bytes = fixed_bytes(checkpoint);
+        let fixed_bytes = fixed_bytes(strided.lists_bytes, checkpoint);
         let n_packed = checkpoint.n_packed() as u64;
         let is_direct = is_direct(&io);
         let (least_chunk_bytes, least_window_bytes) = least_buffers(strided, is_direct);
@@ -252,20 +250,25 @@ fn is_direct(io: &[IoPath]) -> bool {
     io.iter().any(|it| it.is_past_cache())
 }
 
-/// What has to be brought into order.
+/// What has to be brought into order, and what else is held all the while.
 #[derive(Clone, Copy, Default)]
 struct Strided {
     /// The length of the longest tensor whose elements stand in another order.
     longest_bytes: u64,
     /// The same, of the tensors that are packed.
     longest_packed_bytes: u64,
+    /// Lists besides the checkpoint's tables: they come when what opening took for a while is free again.
+    lists_bytes: u64,
 }
 
 impl Strided {
+    /// Of all tensors.
     fn of(checkpoint: &Checkpoint) -> Strided {
+        let all = || checkpoint.iter().map(|it| it.0);
         Strided {
-            longest_bytes: strided_bytes(checkpoint),
-            longest_packed_bytes: packed_strided_bytes(checkpoint),
+            longest_bytes: strided_bytes(checkpoint, all()),
+            longest_packed_bytes: packed_strided_bytes(checkpoint, all()),
+            lists_bytes: lists_bytes(Reads::Tensors, checkpoint),
         }
     }
 }
@@ -288,7 +291,7 @@ fn least_buffers(strided: Strided, is_direct: bool) -> (u64, u64) {
 fn needed_bytes(strided: Strided, checkpoint: &Checkpoint, io: &[IoPath]) -> u64 {
     let (chunk_bytes, window_bytes) = least_buffers(strided, is_direct(io));
     let unpacking_bytes = (checkpoint.n_packed() as u64).min(1) * UNPACKING_BYTES;
-    fixed_bytes(checkpoint) + unpacking_bytes + staging_bytes(chunk_bytes) + window_bytes
+    fixed_bytes(strided.lists_bytes, checkpoint) + unpacking_bytes + staging_bytes(chunk_bytes) + window_bytes
 }
 
 /// True if the tensor's bytes stand in the file as they should, one after the other.
@@ -301,29 +304,40 @@ fn is_put_in_order(tensor: &Tensor) -> bool {
     !is_in_order(tensor) && tensor.layout.check_expansion().is_ok()
 }
 
-/// The length of the longest tensor whose elements have to be brought into order.
-fn strided_bytes(checkpoint: &Checkpoint) -> u64 {
-    let strided = checkpoint.tensors.iter().filter(|it| it.backing != Backing::Meta && is_put_in_order(it));
+/// The length of the longest of these tensors whose elements have to be brought into order.
+fn strided_bytes(checkpoint: &Checkpoint, ids: impl Iterator<Item = TensorId>) -> u64 {
+    let tensors = ids.map(|id| checkpoint.tensor(id));
+    let strided = tensors.filter(|it| it.backing != Backing::Meta && is_put_in_order(it));
     strided.map(|it| it.layout.len_bytes()).max().unwrap_or(0)
 }
 
 /// As [`strided_bytes`], of the tensors that are packed.
-fn packed_strided_bytes(checkpoint: &Checkpoint) -> u64 {
+fn packed_strided_bytes(checkpoint: &Checkpoint, ids: impl Iterator<Item = TensorId>) -> u64 {
     if checkpoint.n_packed() == 0 {
         return 0;
     }
     let is_packed =
         |id| checkpoint.pieces(id).any(|it| checkpoint.is_packed(checkpoint.storage_of(&it).file));
-    let strided = checkpoint.iter().filter(|(id, it)| is_put_in_order(it) && is_packed(*id));
-    strided.map(|(_, it)| it.layout.len_bytes()).max().unwrap_or(0)
+    let strided = ids.filter(|id| is_put_in_order(checkpoint.tensor(*id)) && is_packed(*id));
+    strided.map(|id| checkpoint.tensor(id).layout.len_bytes()).max().unwrap_or(0)
+}
+
+/// What whoever reads keeps of each tensor.
+fn lists_bytes(reads: Reads, checkpoint: &Checkpoint) -> u64 {
+    let n_tensors = checkpoint.tensors.len() as u64;
+    match reads {
+        Reads::Tensors => {
+            let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
+            2 * names + n_tensors * BYTES_PER_TENSOR
+        }
+        Reads::Files => n_tensors * BYTES_PER_TENSOR_OF_FILES,
+    }
 }
 
 /// What is held whatever the buffers.
-fn fixed_bytes(checkpoint: &Checkpoint) -> u64 {
-    let names: u64 = checkpoint.tensors.iter().map(|it| it.name.len() as u64).sum();
-    let lists = 2 * names + checkpoint.tensors.len() as u64 * BYTES_PER_TENSOR;
-    let tables = checkpoint.metadata_bytes() + checkpoint.packed_list_bytes();
-    PROCESS_BYTES + checkpoint.opening_peak_bytes().max(tables + lists)
+fn fixed_bytes(lists_bytes: u64, checkpoint: &Checkpoint) -> u64 {
+    let tables_bytes = checkpoint.metadata_bytes() + checkpoint.packed_list_bytes();
+    PROCESS_BYTES + checkpoint.opening_peak_bytes().max(tables_bytes.saturating_add(lists_bytes))
 }
 
 #[cfg(test)]

@@ -2,13 +2,15 @@
 
 use super::{
     archives::{Archives, Place},
+    indices,
     jobs::{self, BYTES_PER_GOAL, BYTES_PER_JOB, Bytes, Goal, Seen},
+    made::Made,
     manifest::{Fingerprint, Manifest},
 };
 use crate::{
     checkpoint::Checkpoint,
     contents::{ReadPlan, Reads, is_in_order},
-    error::Result,
+    error::{Error, Result},
     format::{Limits, Record},
     progress::Progress,
     source::FileSet,
@@ -42,7 +44,7 @@ pub struct Checked {
     pub n_without_checksum: u64,
     /// Records of both kinds that are packed, and were unpacked for it.
     pub n_packed: u64,
-    /// Bytes that were read.
+    /// Bytes that were read. The indices of sparse and nested tensors, which are read once more, count once.
     pub read_bytes: u64,
     /// What is wrong.
     pub findings: Vec<Finding>,
@@ -85,6 +87,10 @@ pub enum Kind {
     Shape,
     /// A tensor with other bytes.
     Bytes,
+    /// A tensor that is made of others, and of other ones or in another way than in the manifest.
+    Composite,
+    /// A part of a sparse or nested tensor has an index that is out of bounds.
+    Parts,
 }
 
 impl Kind {
@@ -98,6 +104,8 @@ impl Kind {
             Kind::DType => "dtype",
             Kind::Shape => "shape",
             Kind::Bytes => "bytes",
+            Kind::Composite => "composite",
+            Kind::Parts => "parts",
         }
     }
 }
@@ -129,7 +137,14 @@ pub fn check(
         + goals.len() as u64 * BYTES_PER_GOAL
         + what.manifest.map_or(0, Manifest::len_bytes);
     let reads = if wants_hashes { Reads::Tensors } else { Reads::Files };
-    let plan = ReadPlan::beside(held_bytes, reads, checkpoint, files, what.host_budget_bytes, MAX_THREADS)?;
+    let budget_bytes = what.host_budget_bytes;
+    let plan = ReadPlan::beside(held_bytes, reads, checkpoint, files, budget_bytes, MAX_THREADS);
+    // They are read when everything else was.
+    let of_indices = indices::plan(checkpoint, files, held_bytes, reads, budget_bytes);
+    let (plan, of_indices) = match (plan, of_indices) {
+        (Err(one), Err(other)) => return Err(needs_more(one, other)),
+        (plan, of_indices) => (plan?, of_indices?),
+    };
     let open = |file| archives.open(file);
     let seen = jobs::read(&goals, &jobs, checkpoint, &open, &plan, progress)?;
     files.check_unchanged()?;
@@ -142,6 +157,12 @@ pub fn check(
         findings: findings(&archives, &goals, &seen, checkpoint, &first),
         manifest: None,
     };
+    if let Some(plan) = of_indices {
+        let unreadable = checked.findings.iter().filter(|it| it.kind == Kind::Unreadable);
+        let unread: HashSet<String> = unreadable.flat_map(|it| &it.tensors).cloned().collect();
+        checked.findings.extend(indices::check(checkpoint, &open, &plan, &first, &unread, progress)?);
+        files.check_unchanged()?;
+    }
     if wants_hashes {
         let manifest = manifest(checkpoint, &goals, &seen, &first)?;
         let unreadable = checked.findings.iter().filter(|it| it.kind == Kind::Unreadable);
@@ -153,6 +174,15 @@ pub fn check(
         checked.manifest = is_whole.then_some(manifest);
     }
     Ok(checked)
+}
+
+/// Of two budgets that are too small, the one that has to become larger: it does for both.
+fn needs_more(one: Error, other: Error) -> Error {
+    let needed_bytes = |error: &Error| match error {
+        Error::OverBudget { needed_bytes, .. } => Some(*needed_bytes),
+        _ => None,
+    };
+    if needed_bytes(&other) > needed_bytes(&one) { other } else { one }
 }
 
 /// Each record is a goal, in this order.
@@ -279,6 +309,7 @@ fn manifest(checkpoint: &Checkpoint, goals: &[Goal], seen: &[Seen], first: &[Ten
         shape: tensor.layout.shape().to_vec(),
         blake3: hashes.get(&first[id.0 as usize]).copied(),
     };
-    Manifest::new(checkpoint.iter().map(fingerprint).collect())
-        .map_err(|error| error.in_file(&checkpoint.path))
+    let manifest = Manifest::new(checkpoint.iter().map(fingerprint).collect())
+        .map_err(|error| error.in_file(&checkpoint.path))?;
+    Ok(manifest.with_composites(Made::all(checkpoint)))
 }

@@ -2,6 +2,7 @@
 
 use super::{
     difference::{Elements, Tally},
+    made::{self, Made},
     threads::{on_threads, total},
     tree_hash,
 };
@@ -21,7 +22,8 @@ use std::{collections::HashMap, ops::Range};
 pub struct Comparison {
     /// Names that only one of them has.
     pub only_in: [Vec<String>; 2],
-    /// Tensors of one name that differ, in the first one's order.
+    /// Tensors of one name that differ, in the first one's order; then what is made of several tensors in another way, in
+    /// the order of names.
     pub different: Vec<(String, Difference)>,
     /// Names that both have.
     pub n_in_both: u64,
@@ -50,10 +52,16 @@ pub enum Difference {
     },
     /// In their elements.
     Elements(Elements),
+    /// In what their parts are together: `None` where the parts are tensors like any other, as in a format that has
+    /// nothing else. How the parts differ is told apart from it.
+    Made {
+        /// What either side has.
+        made: [Option<Made>; 2],
+    },
 }
 
 impl Comparison {
-    /// True if both hold the same tensors: names, types, shapes and bytes.
+    /// True if both hold the same tensors: names, types, shapes, bytes, and what is made of several of them.
     pub fn is_same(&self) -> bool {
         self.different.is_empty() && self.only_in.iter().all(Vec::is_empty)
     }
@@ -123,9 +131,20 @@ pub fn compare(
         let alone = side.tensors.iter().filter(|it| !known.contains_key(&*it.name));
         alone.map(|it| it.name.clone()).collect()
     };
+    let mut different: Vec<(String, Difference)> =
+        in_both.iter().filter_map(|&ids| Some((name(ids[0]), difference(ids)?))).collect();
+    let made = [one, other].map(Made::all);
+    let has_tensor = |side: usize, name: &str| match side {
+        0 => one_by_name.contains_key(name),
+        _ => other_by_name.contains_key(name),
+    };
+    for made in made::differences([&made[0], &made[1]], has_tensor) {
+        let name = made.iter().flatten().next().map_or_else(String::new, |it| it.name.clone());
+        different.push((name, Difference::Made { made: made.map(Option::<&Made>::cloned) }));
+    }
     Ok(Comparison {
         only_in: [only_in(one, &other_by_name), only_in(other, &one_by_name)],
-        different: in_both.iter().filter_map(|&ids| Some((name(ids[0]), difference(ids)?))).collect(),
+        different,
         n_in_both: in_both.len() as u64,
         compared_bytes: jobs.iter().fold(0, |sum, it| sum.saturating_add(it.part.end - it.part.start)),
         ties_differ: ties_differ(in_both.iter().filter(|ids| has_bytes(ids)).map(|&ids| first(ids))),

@@ -68,7 +68,7 @@ pub(super) struct Seen {
     pub(super) crc32: Option<u32>,
     pub(super) blake3: Option<Node>,
     /// Why it could not be read to the end.
-    pub(super) trouble: Option<Error>,
+    pub(super) trouble: Option<Box<Error>>,
 }
 
 /// A part of a goal, by the goal's position.
@@ -80,7 +80,7 @@ pub(super) struct Job {
 struct Done {
     crc32: Option<crc32fast::Hasher>,
     node: Option<Node>,
-    trouble: Option<Error>,
+    trouble: Option<Box<Error>>,
 }
 
 /// What the lists take for each job and goal, the results and the tables that find them included.
@@ -119,7 +119,7 @@ pub(super) fn read(
         match see(goal, &job.part, reader, checkpoint, progress, &mut done) {
             Ok(()) => {}
             Err(error @ (Error::Io { .. } | Error::Corrupt(_) | Error::Unsupported(_))) => {
-                done.trouble = Some(error);
+                done.trouble = Some(Box::new(error));
             }
             Err(error) => return Err(error),
         }

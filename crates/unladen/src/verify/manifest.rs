@@ -3,17 +3,22 @@
 //! A manifest is JSON in UTF-8, sorted by name, a tensor a line, so that the manifest of a conversion is the same file:
 //!
 //! ```json
-//! {"unladen_manifest":1,"tensors":[
-//! {"name":"tok_emb.weight","dtype":"float32","shape":[50257,768],"blake3":"6e34…"}
+//! {"unladen_manifest":2,"tensors":[
+//! {"name":"s.indices","dtype":"int64","shape":[2,5],"blake3":"6e34…"},
+//! {"name":"s.values","dtype":"float32","shape":[5],"blake3":"91b0…"}
+//! ],"composites":[
+//! {"name":"s","kind":"sparse","what":"sparse_coo","shape":[8,8],"parts":["s.indices","s.values"]}
 //! ]}
 //! ```
 //!
 //! `unladen_manifest` is the version of this format. `dtype` is PyTorch's name, `blake3` the hash, in hexadecimal, of the
-//! row-major little-endian bytes of the values (views resolved), or `null` for a tensor without data. Other fields are
-//! left alone.
+//! row-major little-endian bytes of the values (views resolved), or `null` for a tensor without data. `composites` are
+//! sparse, nested and quantised tensors and those of classes of their own, as [`Made`] says; version 1 does not have them,
+//! so that it says nothing of scales and zero points, or of sparse tensors' sizes. Other fields are left alone.
 
 use super::{
     check::{Finding, Kind},
+    made::{self, Made},
     tree_hash::Node,
 };
 use crate::{
@@ -26,8 +31,10 @@ use crate::{
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{cmp::Ordering, collections::HashSet, fmt, io::BufReader, path::Path};
 
-/// The version that is written, and the only one that is read.
-const VERSION: u64 = 1;
+/// The version that is written.
+const VERSION: u64 = 2;
+/// It is read, too: it knows nothing of composites.
+const VERSION_WITHOUT_COMPOSITES: u64 = 1;
 /// The longest manifest that is read: of some five million tensors.
 const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 
@@ -49,12 +56,15 @@ pub struct Fingerprint {
 pub struct Manifest {
     /// Sorted by name, each name once.
     tensors: Vec<Fingerprint>,
+    /// Sorted. `None`: nothing is known of them.
+    composites: Option<Vec<Made>>,
 }
 
 #[derive(Deserialize)]
 struct Wire {
     unladen_manifest: u64,
     tensors: Vec<WireTensor>,
+    composites: Option<Vec<Made>>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -72,13 +82,13 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>,
 }
 
 impl Manifest {
-    /// Sorts what is known.
+    /// Sorts what is known of plain tensors.
     ///
     /// Fails with [`Error::Corrupt`] if a name stands twice.
     pub fn new(mut tensors: Vec<Fingerprint>) -> Result<Manifest> {
         tensors.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         match tensors.windows(2).find(|it| it[0].name == it[1].name) {
-            None => Ok(Manifest { tensors }),
+            None => Ok(Manifest { tensors, composites: Some(Vec::new()) }),
             Some(twice) => Err(Fault::new("each tensor once", "two of one name")
                 .tensor(&twice[0].name)
                 .hint("write the manifest again with `unladen verify --write-manifest`")
@@ -86,15 +96,27 @@ impl Manifest {
         }
     }
 
+    /// Adds what is made of some of the tensors.
+    pub fn with_composites(self, mut composites: Vec<Made>) -> Manifest {
+        composites.sort_unstable();
+        Manifest { composites: Some(composites), ..self }
+    }
+
     /// The tensors, sorted by name.
     pub fn tensors(&self) -> &[Fingerprint] {
         &self.tensors
     }
 
+    /// What is made of some of them, sorted by name. `None`: the manifest is of version 1, which does not say.
+    pub fn composites(&self) -> Option<&[Made]> {
+        self.composites.as_deref()
+    }
+
     /// About what it holds in memory.
     pub fn len_bytes(&self) -> u64 {
         let each = |it: &Fingerprint| size_of::<Fingerprint>() + it.name.len() + 8 * it.shape.len() + 64;
-        self.tensors.iter().map(|it| each(it) as u64).sum()
+        let composites = self.composites.iter().flatten().map(Made::len_bytes);
+        self.tensors.iter().map(|it| each(it) as u64).chain(composites).sum()
     }
 
     /// Reads a manifest.
@@ -120,13 +142,24 @@ impl Manifest {
                 .hint("name a manifest after --manifest, and the checkpoint before it")
                 .corrupt()
         })?;
-        if wire.unladen_manifest != VERSION {
+        if ![VERSION, VERSION_WITHOUT_COMPOSITES].contains(&wire.unladen_manifest) {
             let found = format!("version {}", wire.unladen_manifest);
-            return Err(Fault::new(format!("a manifest of version {VERSION}"), found)
+            let expected = format!("a manifest of version {VERSION_WITHOUT_COMPOSITES} or {VERSION}");
+            return Err(Fault::new(expected, found)
                 .hint("it was written by another version of unladen; write it again")
                 .unsupported());
         }
-        Manifest::new(wire.tensors.into_iter().map(WireTensor::checked).collect::<Result<_>>()?)
+        let manifest =
+            Manifest::new(wire.tensors.into_iter().map(WireTensor::checked).collect::<Result<_>>()?)?;
+        match wire.composites {
+            _ if wire.unladen_manifest == VERSION_WITHOUT_COMPOSITES => {
+                Ok(Manifest { composites: None, ..manifest })
+            }
+            Some(composites) => Ok(manifest.with_composites(composites)),
+            None => Err(Fault::new("a list of composites", "none")
+                .hint("write the manifest again with `unladen verify --write-manifest`")
+                .corrupt()),
+        }
     }
 
     /// Fails if [`Manifest::write`] would because of what is there: better told before hashing than after.
@@ -139,7 +172,9 @@ impl Manifest {
     /// Fails with [`Error::Io`] if something of that name is there, unless it may be overwritten.
     pub fn write(&self, path: &Path, overwrite: bool, inputs: &[FileStamp]) -> Result<()> {
         save::write_file(path, overwrite, inputs, |sink| {
-            sink(format!("{{\"unladen_manifest\":{VERSION},\"tensors\":[").as_bytes())?;
+            // What is not known is not written either.
+            let version = if self.composites.is_some() { VERSION } else { VERSION_WITHOUT_COMPOSITES };
+            sink(format!("{{\"unladen_manifest\":{version},\"tensors\":[").as_bytes())?;
             for (index, tensor) in self.tensors.iter().enumerate() {
                 let wire = WireTensor {
                     name: tensor.name.clone(),
@@ -147,10 +182,13 @@ impl Manifest {
                     shape: tensor.shape.clone(),
                     blake3: tensor.blake3.map(|it| Hex(&it).to_string()),
                 };
-                let line = serde_json::to_string(&wire)
-                    .map_err(|error| Error::io(path, "write the manifest", error.into()))?;
-                sink(if index == 0 { b"\n" } else { b",\n" })?;
-                sink(line.as_bytes())?;
+                sink(line(index, &wire, path)?.as_bytes())?;
+            }
+            if let Some(composites) = &self.composites {
+                sink(b"\n],\"composites\":[")?;
+                for (index, made) in composites.iter().enumerate() {
+                    sink(line(index, made, path)?.as_bytes())?;
+                }
             }
             sink(b"\n]}\n")
         })
@@ -171,7 +209,7 @@ impl Manifest {
         let mut findings = Vec::new();
         loop {
             let order = match (wanted.peek(), there.peek()) {
-                (None, None) => return findings,
+                (None, None) => break,
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
                 (Some(wanted), Some(there)) => wanted.name.cmp(&there.name),
@@ -204,6 +242,18 @@ impl Manifest {
                 (None, None) => {}
             }
         }
+        let (Some(wanted), Some(there)) = (&self.composites, &found.composites) else { return findings };
+        let has_tensor = |side: usize, name: &str| {
+            let tensors = if side == 0 { &self.tensors } else { &found.tensors };
+            tensors.binary_search_by(|it| it.name.as_str().cmp(name)).is_ok()
+        };
+        for made in made::differences([wanted, there], has_tensor) {
+            let [expected, found] =
+                made.map(|it| it.map_or_else(|| "plain tensors".to_owned(), |it| it.to_string()));
+            let name = made.iter().flatten().next().map_or("", |it| &it.name);
+            findings.push(finding(Kind::Composite, name, expected, found));
+        }
+        findings
     }
 }
 
@@ -233,6 +283,13 @@ impl WireTensor {
         };
         Ok(Fingerprint { name: self.name, dtype, shape: self.shape, blake3 })
     }
+}
+
+/// An item of a list, on a line of its own.
+fn line(index: usize, item: &impl Serialize, path: &Path) -> Result<String> {
+    let json =
+        serde_json::to_string(item).map_err(|error| Error::io(path, "write the manifest", error.into()))?;
+    Ok(format!("{}\n{json}", if index == 0 { "" } else { "," }))
 }
 
 struct Hex<'a>(&'a Node);
@@ -285,7 +342,7 @@ mod tests {
         let other = folder.path().join("other.json");
         Manifest::new(backwards).unwrap().write(&other, false, &[]).unwrap();
         assert_eq!(fs::read(&path).unwrap(), fs::read(&other).unwrap());
-        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 5, "a tensor a line");
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 6, "a tensor a line");
 
         let error = manifest.write(&path, false, &[]).unwrap_err();
         assert!(error.hint().contains("--force"), "{error}");
@@ -304,7 +361,8 @@ mod tests {
         };
         assert_eq!(read(good).unwrap().tensors(), [tensor("w", &[2], None)]);
         for (from, to, expected) in [
-            ("manifest\":1", "manifest\":2", "version 2"),
+            ("manifest\":1", "manifest\":3", "version 3"),
+            ("manifest\":1", "manifest\":2", "composites"),
             ("float32", "float33", "float33"),
             ("null", "\"abc\"", "hexadecimal"),
             (",\"blake3\":null", "", "blake3"),

@@ -1,5 +1,6 @@
 //! Verification of real files: records against checksums, tensors against manifests, checkpoints against each other.
 
+mod composites;
 mod damage;
 
 use serde_json::{Value, json};
@@ -276,19 +277,26 @@ fn a_tensor_of_several_parts_is_hashed_and_compared_whole() {
 
 #[test]
 fn a_budget_that_is_too_small_names_one_that_is_not() {
-    let path = sample("layouts.pt");
-    let checkpoint = open(&path).unwrap();
-    let progress = Progress::default();
-    let check = |host_budget_bytes| {
-        let what = Check { host_budget_bytes, limits: Limits::default(), hashes: true, manifest: None };
-        verify::check(&checkpoint, checkpoint.files(), &what, &progress).map(|_| ())
-    };
-    let sides = [(&*checkpoint, checkpoint.files()); 2];
-    let compare = |host_budget_bytes| compare(sides, host_budget_bytes, &progress).map(|_| ());
-    for run in [&check as &dyn Fn(u64) -> Result<(), Error>, &compare] {
-        let Err(Error::OverBudget { needed_bytes, .. }) = run(4096) else { panic!("4 KiB are too little") };
-        assert!(run(needed_bytes - 1).is_err());
-        run(needed_bytes).unwrap();
+    for name in ["layouts.pt", "sparse.pt", "nested.pt"] {
+        let checkpoint = open(sample(name)).unwrap();
+        let progress = Progress::default();
+        let check = |host_budget_bytes, hashes| {
+            let what = Check { host_budget_bytes, limits: Limits::default(), hashes, manifest: None };
+            verify::check(&checkpoint, checkpoint.files(), &what, &progress).map(|_| ())
+        };
+        let sides = [(&*checkpoint, checkpoint.files()); 2];
+        let [hash, read] = [true, false].map(|hashes| {
+            let check = &check;
+            move |bytes| check(bytes, hashes)
+        });
+        let compare = |host_budget_bytes| compare(sides, host_budget_bytes, &progress).map(|_| ());
+        for run in [&hash as &dyn Fn(u64) -> Result<(), Error>, &read, &compare] {
+            let error = run(4096).unwrap_err();
+            let Error::OverBudget { needed_bytes, .. } = error else { panic!("4 KiB are too little") };
+            assert!(error.hint().contains("--host-budget") && !error.hint().contains("strateg"), "{error}");
+            assert!(run(needed_bytes - 1).is_err());
+            run(needed_bytes).unwrap();
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::time::Duration;
 use unladen::{
     Checkpoint,
-    verify::{Checked, Comparison, Difference, Elements, Finding},
+    verify::{Checked, Comparison, Difference, Elements, Finding, Made},
 };
 
 /// Tensors that a line names; JSON names all.
@@ -20,6 +20,8 @@ pub(super) struct CheckReport<'a> {
     is_right: bool,
     records: Records,
     tensors: usize,
+    /// Null without a manifest; false: it is one of version 1, which does not have them.
+    composites_compared: Option<bool>,
     bytes: u64,
     seconds: f64,
     faults: Vec<Fault<'a>>,
@@ -43,7 +45,12 @@ struct Fault<'a> {
 }
 
 impl<'a> CheckReport<'a> {
-    pub(super) fn new(checkpoint: &Checkpoint, checked: &'a Checked, took: Duration) -> CheckReport<'a> {
+    pub(super) fn new(
+        checkpoint: &Checkpoint,
+        checked: &'a Checked,
+        composites_compared: Option<bool>,
+        took: Duration,
+    ) -> CheckReport<'a> {
         CheckReport {
             path: checkpoint.path.display().to_string(),
             format: checkpoint.format.name(),
@@ -54,6 +61,7 @@ impl<'a> CheckReport<'a> {
                 packed: checked.n_packed,
             },
             tensors: checkpoint.tensors.len(),
+            composites_compared,
             bytes: checked.read_bytes,
             seconds: took.as_secs_f64(),
             faults: checked.findings.iter().map(Fault::new).collect(),
@@ -131,6 +139,8 @@ fn named(names: &[String]) -> String {
 pub(super) struct CompareReport<'a> {
     paths: [String; 2],
     formats: [&'static str; 2],
+    /// Below which root either side was opened; null: whole.
+    roots: [Option<&'a str>; 2],
     same: bool,
     in_both: u64,
     only_in: &'a [Vec<String>; 2],
@@ -148,6 +158,8 @@ struct Different<'a> {
     shapes: Option<&'a [Vec<u64>; 2]>,
     has_data: Option<[bool; 2]>,
     elements: Option<DifferentElements<'a>>,
+    /// What the tensor is made of on either side; null in a side's place: plain tensors.
+    made: Option<[Option<&'a Made>; 2]>,
 }
 
 #[derive(Serialize)]
@@ -163,12 +175,14 @@ struct DifferentElements<'a> {
 impl<'a> CompareReport<'a> {
     pub(super) fn new(
         sides: [&Checkpoint; 2],
+        roots: [Option<&'a str>; 2],
         comparison: &'a Comparison,
         took: Duration,
     ) -> CompareReport<'a> {
         CompareReport {
             paths: sides.map(|it| it.path.display().to_string()),
             formats: sides.map(|it| it.format.name()),
+            roots,
             same: comparison.is_same(),
             in_both: comparison.n_in_both,
             only_in: &comparison.only_in,
@@ -210,7 +224,8 @@ impl<'a> CompareReport<'a> {
 
 impl<'a> Different<'a> {
     fn new((name, difference): &'a (String, Difference)) -> Different<'a> {
-        let mut different = Different { name, dtypes: None, shapes: None, has_data: None, elements: None };
+        let mut different =
+            Different { name, dtypes: None, shapes: None, has_data: None, elements: None, made: None };
         match difference {
             Difference::Kind { dtypes, shapes } => {
                 different.dtypes = (dtypes[0] != dtypes[1]).then(|| dtypes.map(|it| it.name()));
@@ -218,6 +233,9 @@ impl<'a> Different<'a> {
             }
             Difference::Data { has_data } => different.has_data = Some(*has_data),
             Difference::Elements(elements) => different.elements = Some(DifferentElements::new(elements)),
+            Difference::Made { made: [one, other] } => {
+                different.made = Some([one.as_ref(), other.as_ref()]);
+            }
             _ => {}
         }
         different
@@ -237,6 +255,11 @@ impl<'a> Different<'a> {
         }
         if let Some(elements) = &self.elements {
             parts.push(elements.words());
+        }
+        if let Some(made) = self.made {
+            let [one, other] =
+                made.map(|it| it.map_or_else(|| "plain tensors".to_owned(), |it| it.to_string()));
+            parts.push(format!("{one}, and {other}"));
         }
         format!("`{}` differs: {}", self.name.escape_debug(), parts.join(", "))
     }

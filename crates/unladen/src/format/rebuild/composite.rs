@@ -1,5 +1,5 @@
 //! Sparse, nested and quantised tensors and subclasses around others: their parts as plain tensors, checked against the
-//! sizes of the whole. What stands in the parts, indices say, is data and not looked at.
+//! sizes of the whole. What stands in the parts, indices say, is data and not read here: `verify` looks at it.
 
 use super::{Parts, Rebuild, Unwrapped, View, Visits, malformed, unsigned};
 use crate::{
@@ -137,13 +137,15 @@ impl Rebuild<'_> {
         };
         let n_rows = match *sizes_layout.shape() {
             [n_rows, _] => n_rows,
-            // No tensor at all.
+            // No tensor at all: PyTorch has sizes without a dimension then.
+            [] => 0,
             _ if sizes_layout.n_elems() == 0 => 0,
             _ => u64::MAX,
         };
         let are_numbers = [&sizes_layout, &strides_layout].iter().all(|it| it.dtype() == DType::I64);
         let fits = buffer_layout.shape().len() == 1
-            && are_numbers
+            // Of no tensor, PyTorch's are of its default type.
+            && (are_numbers || n_rows == 0)
             && sizes_layout.shape() == strides_layout.shape()
             && n_rows == n_offsets;
         if !fits {
