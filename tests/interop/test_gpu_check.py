@@ -50,6 +50,7 @@ def test_every_part_runs_and_keeps_its_promises(whole):
     ours, theirs = rows["peers"]["unladen_pth"][0], rows["peers"]["mmap_assign"][0]
     assert ours["digest"] == theirs["digest"] == rows["peers"]["safetensors_load_file"][0]["digest"]
     assert theirs["first_logits_s"] > theirs["load_s"] > 0 and len(theirs["logits"]) == 50257
+    assert check(data, "the logits of the GPU are those of the host")["is_kept"] is True, printed
     assert ours["device_peak_bytes"] >= ours["bytes"] and ours["host_peak_bytes"] > 2**20
     assert rows["large"]["bus"][0]["bytes"] >= rows["large"]["unladen"][0]["bytes"] >= 50_000_000
     assert not (folder / "dir/large.safetensors").exists(), "what is large stays only if it is asked for"

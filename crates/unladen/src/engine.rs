@@ -110,6 +110,8 @@ pub fn run<'a>(plan: &LoadPlan, run: Run<'_, 'a>) -> Result<(StateDict<'a>, Used
                 let upload = Upload { staging, rooms, scratch, reads, paths, n_threads };
                 let why_pageable = upload.run(&mut slots, io)?;
                 gpus.staged(why_pageable);
+                // What the driver took for itself meanwhile and keeps (kernels that it unloads late) is seen here; what it gave
+                // back with the upload is not.
                 gpus.look(Ask::Always, &run.ledger)?;
             }
             Step::Populate { slot, ranges } => copy::populate(*slot, ranges, &slots, n_threads, io)?,

@@ -128,8 +128,8 @@ impl Upload<'_> {
         io: Io<'_>,
     ) -> Result<(Vec<cuda::Slot>, Option<String>)> {
         let ring: Ring<cuda::Slot, Full> = Ring::with_room(buffers.len());
-        // To pin buffers and to compile kernels takes about as long as to read a few hundred MB: threads read meanwhile, into
-        // the buffers that are pinned.
+        // To pin buffers takes longer than to fill them, and compiling kernels takes its time, too: threads read meanwhile,
+        // into the buffers that are pinned.
         let mut why_pageable = None;
         let prepare = || {
             for buffer in buffers {
@@ -150,6 +150,7 @@ impl Upload<'_> {
                     let filled = filling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                     (filled, emptied)
                 }
+                // Without it nobody fills: this thread is the driver's.
                 Err(source) => (Err(crate::Error::io(io.path, "start a thread", source)), Ok(())),
             }
         });

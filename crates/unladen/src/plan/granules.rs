@@ -1,8 +1,8 @@
 //! What the driver of a GPU takes of its free memory for what a plan reserves there: more than the bytes.
 //!
-//! No manual gives the rule. It is what drivers were seen to do, by what is free before and after allocations (`cuMemGetInfo`),
-//! and the granule is what they name themselves for memory that is mapped (`cuMemGetAllocationGranularity`). The stand-in
-//! for a driver that the tests run over, `tests/fake_cuda`, does the same.
+//! No manual gives the rule. That single allocations are rounded up to 2 MiB is known from other loaders; from which size on they
+//! are, and in which steps smaller ones share a granule, is assumed here, on the safe side of what is free, and was not
+//! measured on a GPU yet. The stand-in for a driver that the tests run over, `tests/fake_cuda`, follows the same rule.
 
 use super::steps::Step;
 use crate::{

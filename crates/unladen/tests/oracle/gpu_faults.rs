@@ -63,7 +63,8 @@ const GIVES_BACK: &[&str] = &[
 const ASKED_BESIDES: &[&str] = &["cuInit", "cuGetErrorName", "cuGetErrorString"];
 
 /// What is called as often as it takes until something is done, or by whichever buffer comes first.
-const AS_IT_COMES: &[&str] = &["cuCtxPopCurrent_v2", "cuCtxPushCurrent_v2", "cuEventCreate", "cuEventQuery"];
+const AS_IT_COMES: &[&str] =
+    &["cuCtxPopCurrent_v2", "cuCtxPushCurrent_v2", "cuEventCreate", "cuEventDestroy_v2", "cuEventQuery"];
 
 /// On two GPUs and the host. Names of tensors end in a number.
 const SPREAD: &str = "*.1=cuda:1,*.2=host";
@@ -401,7 +402,7 @@ fn what_the_driver_does_not_take_back_spoils_no_load() {
     let Some(fake) = Fake::over(name, |_| ()) else { return };
     let course = courses().into_iter().find(|it| it.strategy == Strategy::Stream).unwrap();
     let loads = Loads::new(course, &fake);
-    loads.goes_well();
+    let [_, all] = loads.goes_well();
     let load = |driver: &str| {
         fake.tell(driver);
         let open = loads.case.open();
@@ -409,11 +410,24 @@ fn what_the_driver_does_not_take_back_spoils_no_load() {
         open.plan(&loads.options).and_then(|plan| load_counted(&open, &plan, &Ledger::new()))
     };
     for function in GIVES_BACK {
-        match load(&format!("{}fail {function} 1 999 2", loads.driver)) {
-            Ok(found) => assert!(found.tensors == loads.right, "{function}"),
-            Err(error) => assert_eq!(error.kind(), "Device", "{function}: {error}"),
+        // The first, one in the middle, the last, and two behind each other.
+        let n_all = all.get(*function).copied().unwrap_or(0);
+        assert!(n_all > 0, "{function} is not called");
+        let single = BTreeSet::from([1, n_all.div_ceil(2), n_all]).into_iter().map(|number| (number, 1));
+        for (number, n_times) in single.chain([(1, 2)]) {
+            let words = format!("{function} fails {n_times} times, from call {number} of {n_all} on");
+            let n_told = || counted(&fake.report(), "told_to_fail").get(*function).copied().unwrap_or(0);
+            let n_told_before = n_told();
+            match load(&format!("{}fail {function} {number} 999 {n_times}", loads.driver)) {
+                Ok(found) => assert!(found.tensors == loads.right, "{words}"),
+                Err(error) => assert_eq!(error.kind(), "Device", "{words}: {error}"),
+            }
+            let n_told = n_told() - n_told_before;
+            assert!(
+                n_told > 0 || (number > 1 && AS_IT_COMES.contains(function)),
+                "{words}: it was not called"
+            );
+            assert!(load(&loads.driver).unwrap().tensors == loads.right, "after {words}");
         }
-        assert_eq!(counted(&fake.report(), "told_to_fail")[*function], 2);
-        assert!(load(&loads.driver).unwrap().tensors == loads.right, "after {function}");
     }
 }
