@@ -36,6 +36,7 @@ fn ptx_says_of_which_source_it_was_made_and_asks_for_no_newer_driver() {
 
 /// The script gets the compiler, so not every machine has it; `./check` runs the script by itself.
 #[test]
+#[allow(clippy::print_stderr)]
 fn ptx_is_what_its_compiler_makes_where_there_is_one() {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     let compiler = target.join("nvrtc/nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
