@@ -37,9 +37,8 @@ pub(super) struct Upload<'p> {
     pub(super) n_threads: usize,
 }
 
-/// A staging buffer that was filled: what of it goes where.
+/// What of a staging buffer that was filled goes where.
 struct Full {
-    slot: cuda::Slot,
     /// Of the buffer.
     range: Range<usize>,
     target: Span,
@@ -174,7 +173,9 @@ impl Upload<'_> {
         let common = Common { paths: self.paths, chunk_bytes, chooser: &chooser, io };
         let jobs = Cutter { upload: self, reads: self.reads, current: None };
         let fillers = (0..self.n_threads.max(1)).map(|_| Files::default()).collect();
-        for_each(jobs.map(Ok), fillers, io, |files, job| {
+        // What is left is not even cut once something failed.
+        let jobs = jobs.map_while(|job| (!ring.is_stopped()).then_some(Ok(job)));
+        for_each(jobs, fillers, io, |files, job| {
             for cut in job {
                 let mut left = Some(cut);
                 while let Some(cut) = left.take() {
@@ -198,7 +199,7 @@ impl Upload<'_> {
         &self,
         files: &mut Files,
         piece: &Piece<'_>,
-        mut slot: cuda::Slot,
+        slot: &mut cuda::Slot,
         common: &Common<'_>,
     ) -> Result<Full> {
         let Piece { file, start_byte, len_bytes, target, way, number, .. } = *piece;
@@ -247,7 +248,7 @@ impl Upload<'_> {
             }
             Way::Gather(gathers) => {
                 Staging { source, cast }.gathers(files, gathers, laid_out?, common)?;
-                return Ok(Full { slot, range: from_room, target, finish: Finish::Nothing });
+                return Ok(Full { range: from_room, target, finish: Finish::Nothing });
             }
             Way::Boxes(gather) => {
                 let boxes = gather.boxes(self.rooms.chunk_bytes);
@@ -256,7 +257,7 @@ impl Upload<'_> {
                 let room = room.get_mut(..range.len()).ok_or_else(too_small)?;
                 let gather = Gather { block, ..**gather };
                 Staging { source, cast }.gathers(files, &[gather], room, common)?;
-                return Ok(Full { slot, range, target, finish: Finish::Scatter(scatter) });
+                return Ok(Full { range, target, finish: Finish::Scatter(scatter) });
             }
         };
         common.io.progress.add(len_bytes);
@@ -265,7 +266,7 @@ impl Upload<'_> {
             Way::Elements(change) if change.widens() => Finish::Widen(*change),
             _ => Finish::Nothing,
         };
-        Ok(Full { slot, range, target, finish })
+        Ok(Full { range, target, finish })
     }
 
     /// The next piece of a read, and what is left of it.
@@ -353,13 +354,13 @@ impl ring::Flights<cuda::Slot, Full> for Flights<'_> {
         self.flights.front().map_or(Ok(false), |it| it.in_flight.is_done())
     }
 
-    fn hand_over(&mut self, full: Full, ring: &Ring<cuda::Slot, Full>) -> Result<()> {
+    fn hand_over(&mut self, slot: cuda::Slot, full: Full, ring: &Ring<cuda::Slot, Full>) -> Result<()> {
         // While both halves of the scratch are in use, the first must become free again.
         let n_widened = |flights: &VecDeque<Flight>| flights.iter().filter(|it| it.widen.is_some()).count();
         while matches!(full.finish, Finish::Widen(_)) && n_widened(&self.flights) >= 2 {
             self.land(ring)?;
         }
-        let flight = self.submit(full)?;
+        let flight = self.submit(slot, full)?;
         self.flights.push_back(flight);
         Ok(())
     }
@@ -376,8 +377,8 @@ impl ring::Flights<cuda::Slot, Full> for Flights<'_> {
 }
 
 impl Flights<'_> {
-    fn submit(&mut self, full: Full) -> Result<Flight> {
-        let Full { slot, range, target, finish } = full;
+    fn submit(&mut self, slot: cuda::Slot, full: Full) -> Result<Flight> {
+        let Full { range, target, finish } = full;
         let to = memory(self.slots, target.slot)?;
         let gpu = self.gpus.iter().position(|it| it.ordinal == to.ordinal());
         let number = gpu.ok_or_else(|| missing(target.slot))?;

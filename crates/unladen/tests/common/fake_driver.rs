@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 use std::{
+    collections::{BTreeMap, BTreeSet},
     env,
     ffi::OsString,
     fs, panic,
@@ -121,6 +122,11 @@ pub(crate) fn is_second(test: &str) -> bool {
     env::var_os(TEST).is_some_and(|it| it == test)
 }
 
+/// Of so many calls the first, one in the middle, and the last.
+pub(crate) fn first_middle_last(n_calls: u64) -> BTreeSet<u64> {
+    [1, n_calls.div_ceil(2), n_calls].into_iter().filter(|it| (1..=n_calls).contains(it)).collect()
+}
+
 /// What the driver counted.
 pub(crate) struct Report(pub(crate) Value);
 
@@ -128,6 +134,23 @@ impl Report {
     /// Calls of a function.
     pub(crate) fn n_calls(&self, function: &str) -> u64 {
         self.0["calls"][function].as_u64().unwrap_or(0)
+    }
+
+    /// Calls of a function that failed because they were to.
+    pub(crate) fn n_told_to_fail(&self, function: &str) -> u64 {
+        self.0["told_to_fail"][function].as_u64().unwrap_or(0)
+    }
+
+    /// Numbers by name: `calls` and `told_to_fail` by function, what is `live` by kind.
+    pub(crate) fn counted(&self, part: &str) -> BTreeMap<String, u64> {
+        serde_json::from_value(self.0[part].clone()).unwrap()
+    }
+
+    /// Calls of each function since an earlier report.
+    pub(crate) fn calls_since(&self, before: &Report) -> BTreeMap<String, u64> {
+        let since = |(function, n): (String, u64)| (n - before.n_calls(&function), function);
+        let calls = self.counted("calls").into_iter().map(since);
+        calls.filter(|(n, _)| *n > 0).map(|(n, function)| (function, n)).collect()
     }
 
     /// What of a kind is not given back: `memory`, `registrations`, `streams`, `events`, `contexts`.
@@ -139,7 +162,7 @@ impl Report {
     pub(crate) fn assert_right(&self) {
         assert_eq!(self.0["violations"], Value::Array(Vec::new()), "{}", self.0);
         let [pushed, popped] = ["cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"]
-            .map(|it| self.n_calls(it) - self.0["told_to_fail"][it].as_u64().unwrap_or(0));
+            .map(|it| self.n_calls(it) - self.n_told_to_fail(it));
         assert_eq!(pushed, popped, "{}", self.0);
     }
 

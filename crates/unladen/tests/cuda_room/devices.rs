@@ -1,7 +1,7 @@
 //! Which GPUs there are, and which can be opened.
 
 use crate::{
-    fake_driver::{Fake, Report, is_second, run_again},
+    fake_driver::{Fake, Report, first_middle_last, is_second, run_again},
     message,
 };
 use std::{env, process::Command, thread};
@@ -103,5 +103,43 @@ fn without_a_driver_nothing_opens_and_the_host_is_offered() {
         );
         assert!(error.hint().contains("install the NVIDIA driver"), "{}", error.hint());
         assert!(error.hint().contains("--device host"), "{}", error.hint());
+    }
+}
+
+#[test]
+fn every_question_about_gpus_that_fails_is_an_error_of_its_name() {
+    let name = "devices::every_question_about_gpus_that_fails_is_an_error_of_its_name";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    // The driver starts once.
+    gpus().unwrap();
+    let before = fake.report();
+    gpus().unwrap();
+    let calls = fake.report().calls_since(&before);
+    // Without an answer there is nothing to list; without one of the others, only what is free is unknown.
+    let is_asked = |function: &str| {
+        let of_the_driver = ["cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet"];
+        let of_a_gpu = ["cuDeviceGetName", "cuDeviceTotalMem_v2", "cuDeviceGetAttribute"];
+        of_the_driver.contains(&function) || of_a_gpu.contains(&function)
+    };
+    let of_free_bytes = ["cuDevicePrimaryCtxRetain", "cuMemGetInfo_v2"];
+    assert_eq!(calls.keys().filter(|it| is_asked(it)).count(), 6, "{calls:?}");
+    for (function, &n_calls) in &calls {
+        if !is_asked(function) && !of_free_bytes.contains(&function.as_str()) {
+            continue;
+        }
+        for number in first_middle_last(n_calls) {
+            fake.tell(&format!("fail {function} {number} 999"));
+            let listed = gpus();
+            fake.tell("");
+            let errors: Vec<_> = match listed {
+                Err(error) => vec![error],
+                Ok(listed) => listed.gpus.into_iter().filter_map(|it| it.free_bytes.err()).collect(),
+            };
+            let called = format!(": {}: CUDA_ERROR_UNKNOWN (", function.trim_end_matches("_v2"));
+            assert_eq!(errors.len(), 1, "{function}, call {number}: {errors:?}");
+            assert!(message(&errors[0]).contains(&called), "call {number}: {}", errors[0]);
+            assert!(!errors[0].hint().is_empty());
+            assert!(gpus().unwrap().gpus.iter().all(|it| it.free_bytes.is_ok()), "after {function}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     SLOT_BYTES, bytes, context,
-    fake_driver::{Fake, Report},
+    fake_driver::{Fake, Report, first_middle_last},
     memory, message, read, slot, whole,
 };
 use unladen::{
@@ -48,6 +48,30 @@ fn a_submission_that_fails_leaves_nothing_in_flight() {
     }
     upload.submit(slot(&context, 7), &[whole(&target, 0)]).unwrap().wait().unwrap();
     assert!(read(&target, 0, SLOT_BYTES) == bytes(SLOT_BYTES, 7));
+}
+
+#[test]
+fn a_copy_between_gpus_that_fails_is_an_error_and_the_next_is_right() {
+    let name = "errors::a_copy_between_gpus_that_fails_is_an_error_and_the_next_is_right";
+    let Some(fake) = Fake::over(name, Report::assert_clean) else { return };
+    let [source, target] = [0, 1].map(|it| memory(&context(it), SLOT_BYTES));
+    source.write(0, &bytes(SLOT_BYTES, 3)).unwrap();
+    let copy = || target.copy_from(0, &source, 0, SLOT_BYTES);
+    let before = fake.report();
+    copy().unwrap();
+    let calls = fake.report().calls_since(&before);
+    assert!(calls.contains_key("cuMemcpyPeer") && calls["cuCtxSynchronize"] == 2, "{calls:?}");
+    for function in ["cuMemcpyPeer", "cuCtxSynchronize"] {
+        for number in first_middle_last(calls[function]) {
+            target.write(0, &bytes(SLOT_BYTES, 4)).unwrap();
+            fake.tell(&format!("delay_us 2000\nfail {function} {number} 999"));
+            let error = copy().unwrap_err();
+            assert!(message(&error).contains(&format!(": {function}: CUDA_ERROR_UNKNOWN (")), "{error}");
+            fake.tell("");
+            copy().unwrap();
+            assert!(read(&target, 0, SLOT_BYTES) == bytes(SLOT_BYTES, 3));
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use crate::{
     checkpoint::Case,
     expected,
-    fake_driver::{Fake, Report, is_second, run_again},
+    fake_driver::{Fake, Report, first_middle_last, is_second, run_again},
 };
 use serde_json::json;
 use std::{
@@ -243,16 +243,11 @@ fn load_counted(open: &OpenCheckpoint, plan: &LoadPlan, ledger: &Arc<Ledger>) ->
     Ok(Found { tensors, staging: gpus.staging })
 }
 
-/// A part of the report: numbers by name.
-fn counted(report: &Report, part: &str) -> BTreeMap<String, u64> {
-    serde_json::from_value(report.0[part].clone()).unwrap()
-}
-
 /// Nothing of any kind is left, but for the contexts of so many GPUs that are open still.
 #[track_caller]
 fn assert_nothing_left(report: &Report, n_open: u64, words: &str) {
     assert_eq!(report.0["violations"], json!([]), "{words}");
-    for (kind, n_left) in counted(report, "live") {
+    for (kind, n_left) in report.counted("live") {
         let is_right = if kind == "contexts" { n_left <= n_open } else { n_left == 0 };
         assert!(is_right, "{n_left} {kind} left; {words}");
     }
@@ -292,14 +287,10 @@ impl<'f> Loads<'f> {
 
     /// A load that goes well: the driver's calls until it was planned and until its end, by function.
     fn goes_well(&self) -> [BTreeMap<String, u64>; 2] {
-        let calls = || counted(&self.fake.report(), "calls");
-        let before = calls();
-        let since = |calls: BTreeMap<String, u64>| {
-            calls.into_iter().map(|(it, n)| (it.clone(), n - before.get(&it).unwrap_or(&0))).collect()
-        };
+        let before = self.fake.report();
         let open = self.case.open();
         let plan = open.plan(&self.options).unwrap();
-        let planned = calls();
+        let planned = self.fake.report().calls_since(&before);
         let found = load(&open, &plan).unwrap();
         assert!(found.tensors == self.right, "{:?}", self.course);
         self.course.assert_staging(&found);
@@ -307,13 +298,13 @@ impl<'f> Loads<'f> {
         let report = self.fake.report();
         assert_nothing_left(&report, 0, "a load that went well");
         assert_peaks(&report, &plan);
-        [planned, counted(&report, "calls")].map(since)
+        [planned, report.calls_since(&before)]
     }
 
     /// A load in which a call fails, and the next one.
     fn fails(&self, function: &str, number: u64, is_planning: bool) {
         let words = format!("{:?}: {function} fails, call {number}", self.course);
-        let n_told = || counted(&self.fake.report(), "told_to_fail").get(function).copied().unwrap_or(0);
+        let n_told = || self.fake.report().n_told_to_fail(function);
         let n_told_before = n_told();
         self.fake.tell(&format!("{}fail {function} {number} 999", self.driver));
         let open = self.case.open();
@@ -363,9 +354,7 @@ fn every_call_that_fails_is_an_error_that_names_it_and_leaves_nothing() {
         }
         for function in ASKED {
             let [n_planned, n_all] = [&planned, &all].map(|it| it.get(*function).copied().unwrap_or(0));
-            // The first, one in the middle, and the last.
-            let numbers = BTreeSet::from([1, n_all.div_ceil(2), n_all]);
-            for number in numbers.into_iter().filter(|it| (1..=n_all).contains(it)) {
+            for number in first_middle_last(n_all) {
                 loads.fails(function, number, number <= n_planned);
             }
         }
@@ -378,7 +367,7 @@ fn every_call_that_fails_is_an_error_that_names_it_and_leaves_nothing() {
         run_again(name, fake.set_up(&mut command).env(variable, number.to_string()));
         let report = fake.report();
         report.assert_clean();
-        ["calls", "told_to_fail"].map(|it| counted(&report, it).into_keys().collect::<BTreeSet<_>>())
+        ["calls", "told_to_fail"].map(|it| report.counted(it).into_keys().collect::<BTreeSet<_>>())
     };
     let n_courses = courses().len();
     let half = |first| (first..n_courses).step_by(2).map(run).collect::<Vec<_>>();
@@ -410,13 +399,13 @@ fn what_the_driver_does_not_take_back_spoils_no_load() {
         open.plan(&loads.options).and_then(|plan| load_counted(&open, &plan, &Ledger::new()))
     };
     for function in GIVES_BACK {
-        // The first, one in the middle, the last, and two behind each other.
+        // Two behind each other, too.
         let n_all = all.get(*function).copied().unwrap_or(0);
         assert!(n_all > 0, "{function} is not called");
-        let single = BTreeSet::from([1, n_all.div_ceil(2), n_all]).into_iter().map(|number| (number, 1));
+        let single = first_middle_last(n_all).into_iter().map(|number| (number, 1));
         for (number, n_times) in single.chain([(1, 2)]) {
             let words = format!("{function} fails {n_times} times, from call {number} of {n_all} on");
-            let n_told = || counted(&fake.report(), "told_to_fail").get(*function).copied().unwrap_or(0);
+            let n_told = || fake.report().n_told_to_fail(function);
             let n_told_before = n_told();
             match load(&format!("{}fail {function} {number} 999 {n_times}", loads.driver)) {
                 Ok(found) => assert!(found.tensors == loads.right, "{words}"),

@@ -111,7 +111,7 @@ struct Copies {
     copies: VecDeque<Copy>,
 }
 
-impl Flights<Buffer, Buffer> for Copies {
+impl Flights<Buffer, ()> for Copies {
     fn is_empty(&self) -> bool {
         self.copies.is_empty()
     }
@@ -120,7 +120,7 @@ impl Flights<Buffer, Buffer> for Copies {
         Ok(self.course.is_quick && !self.copies.is_empty())
     }
 
-    fn hand_over(&mut self, buffer: Buffer, _: &Ring<Buffer, Buffer>) -> Result<()> {
+    fn hand_over(&mut self, buffer: Buffer, (): (), _: &Ring<Buffer, ()>) -> Result<()> {
         let piece = buffer.memory.load(SeqCst);
         let (memory, tally) = (Plain::clone(&buffer.memory), Plain::clone(&buffer.tally));
         let copy = Copy { piece, memory, buffer: Some(buffer), tally };
@@ -132,7 +132,7 @@ impl Flights<Buffer, Buffer> for Copies {
         Ok(())
     }
 
-    fn land(&mut self, ring: &Ring<Buffer, Buffer>) -> Result<()> {
+    fn land(&mut self, ring: &Ring<Buffer, ()>) -> Result<()> {
         let Some(mut copy) = self.copies.pop_front() else { return Ok(()) };
         let buffer = copy.wait();
         if self.course.fails == Fails::Landing(copy.piece) {
@@ -150,7 +150,7 @@ fn failed(what: &str) -> Error {
 /// What one thread fills, until there is nothing to fill, or something failed.
 fn fill(
     course: Course,
-    ring: &Ring<Buffer, Buffer>,
+    ring: &Ring<Buffer, ()>,
     pieces: &Queue<Range<u32>>,
     is_cancelled: &AtomicBool,
 ) -> Result<()> {
@@ -163,7 +163,7 @@ fn fill(
                 return Err(failed("a file"));
             }
             buffer.memory.store(piece, SeqCst);
-            Ok(buffer)
+            Ok(())
         });
         // As the engine's threads do, whatever they work on.
         if !is_filled.inspect_err(|_| pieces.stop())? {
