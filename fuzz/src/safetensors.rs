@@ -65,7 +65,12 @@ fn tensor(u: &mut Unstructured<'_>, name: &str, end_byte: &mut u64) -> Result<St
     for _ in 0..u.int_in_range(0..=3)? {
         shape.push(number(u)?);
     }
-    let len_bytes = shape.iter().fold(elem_bytes, |product, &it| product.wrapping_mul(it));
+    let whole_bytes = shape.iter().fold(elem_bytes, |product, &it| product.wrapping_mul(it));
+    let len_bytes = match dtype {
+        "F4" => whole_bytes / 2,
+        "F6_E2M3" => whole_bytes.wrapping_mul(6) / 8,
+        _ => whole_bytes,
+    };
     let start_byte = perhaps_lie(u, *end_byte)?;
     *end_byte = perhaps_lie(u, start_byte.wrapping_add(len_bytes))?;
     let mut fields = vec![

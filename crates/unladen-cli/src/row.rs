@@ -69,18 +69,22 @@ pub(crate) struct DeviceRow {
     pub(crate) predicted_peak_bytes: u64,
     /// By the ledger.
     pub(crate) peak_bytes: u64,
+    /// What the driver was to take, in whole granules; nothing for the host.
+    pub(crate) predicted_driver_peak_bytes: Option<u64>,
     /// By how much the driver's free memory shrank at most; nothing for the host.
     pub(crate) driver_peak_bytes: Option<u64>,
 }
 
 /// What a load took of every device that it was for.
 pub(crate) fn device_rows(plan: &LoadPlan, loaded: &Loaded<'_>) -> Vec<DeviceRow> {
+    let if_gpu = |device: Device, bytes: u64| (device != Device::Host).then_some(bytes);
     let row = |device: &Device| DeviceRow {
         device: device.to_string(),
         weights_bytes: plan.weights_by_device().get(*device),
         predicted_peak_bytes: plan.predicted().device_bytes.get(*device),
         peak_bytes: loaded.peaks.device_bytes.get(*device),
-        driver_peak_bytes: (*device != Device::Host).then(|| loaded.gpus.driver_peak_bytes.get(*device)),
+        predicted_driver_peak_bytes: if_gpu(*device, plan.predicted_driver_bytes().get(*device)),
+        driver_peak_bytes: if_gpu(*device, loaded.gpus.driver_peak_bytes.get(*device)),
     };
     plan.devices().iter().map(row).collect()
 }

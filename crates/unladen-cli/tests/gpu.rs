@@ -38,6 +38,8 @@ fn a_load_to_gpus_has_the_hosts_digest_and_says_what_each_took() {
     // What the driver says is in its own steps of 2 MiB, and nothing for the host.
     assert_eq!(devices[0]["driver_peak_bytes"], Value::Null);
     assert!(devices[1]["driver_peak_bytes"].as_u64() >= devices[1]["peak_bytes"].as_u64());
+    assert_eq!(devices[1]["driver_peak_bytes"], devices[1]["predicted_driver_peak_bytes"]);
+    assert_eq!(devices[0]["predicted_driver_peak_bytes"], Value::Null);
     fake.report().assert_clean();
 }
 

@@ -120,6 +120,13 @@ pub enum Warning {
         /// Bytes that are written again.
         len_bytes: u64,
     },
+    /// Views that name bytes of theirs more than once, as `Tensor.expand` makes them, are written with each of their elements.
+    ViewsWrittenOut {
+        /// How many tensors.
+        n_tensors: u64,
+        /// Bytes that are written again.
+        len_bytes: u64,
+    },
     /// Only what is below one path was asked for.
     OutsideRoot {
         /// The path.
@@ -171,6 +178,9 @@ impl fmt::Display for Warning {
             Warning::LeftOut(what) => write!(f, "left out: {}", shown(what)),
             Warning::TiesWrittenOut { n_tensors, len_bytes } => {
                 write!(f, "{n_tensors} tied tensors lose their ties: {len_bytes} bytes are written again")
+            }
+            Warning::ViewsWrittenOut { n_tensors, len_bytes } => {
+                write!(f, "{n_tensors} views that repeat bytes are written out: {len_bytes} bytes more")
             }
             Warning::OutsideRoot { root, n_tensors, len_bytes, others } => {
                 let root = root.escape_debug();

@@ -80,6 +80,10 @@ dtypes! {
     F8E8M0, "float8_e8m0fnu", 1, 1, None, Some("F8_E8M0");
     /// Two 4-bit floats a byte; safetensors counts the halves.
     F4x2, "float4_e2m1fn_x2", 1, 1, None, None;
+    /// 6-bit floats, 2 bits of exponent, four in three bytes; safetensors counts them, here it is the bytes.
+    F6E2M3, "float6_e2m3_packed", 1, 1, None, None;
+    /// 6-bit floats, 3 bits of exponent, four in three bytes; safetensors counts them, here it is the bytes.
+    F6E3M2, "float6_e3m2_packed", 1, 1, None, None;
     /// 8 bits without a meaning.
     Bits8, "bits8", 1, 1, None, None;
     /// 16 bits without a meaning.
@@ -102,7 +106,7 @@ impl DType {
         TABLE.iter().map(|row| row.dtype)
     }
 
-    /// PyTorch's name, `float32`.
+    /// PyTorch's name, `float32`; what PyTorch lacks has one after its fashion.
     pub fn name(self) -> &'static str {
         self.row().torch
     }
@@ -122,9 +126,24 @@ impl DType {
         self.row().storage
     }
 
-    /// safetensors' name, `F32`; `None`: safetensors has no such type (or counts it in another unit: `F4`).
+    /// safetensors' name, `F32`; `None`: safetensors has no such type, or counts it in [another unit](DType::packed).
     pub fn safetensors_name(self) -> Option<&'static str> {
         self.row().safetensors
+    }
+
+    /// safetensors' name of a type whose elements it counts in so many bits, and this crate in bytes.
+    pub fn packed(self) -> Option<(&'static str, u64)> {
+        match self {
+            DType::F4x2 => Some(("F4", 4)),
+            DType::F6E2M3 => Some(("F6_E2M3", 6)),
+            DType::F6E3M2 => Some(("F6_E3M2", 6)),
+            _ => None,
+        }
+    }
+
+    /// True if PyTorch has the type.
+    pub fn is_in_pytorch(self) -> bool {
+        !matches!(self, DType::F6E2M3 | DType::F6E3M2)
     }
 
     /// By PyTorch's name.

@@ -128,11 +128,24 @@ pub fn convert(
             .try_for_each(|piece| files.get(checkpoint.storage_of(&piece).file.0 as usize)?.check_unchanged())
     };
     let mut warnings = write(&output, &entries, &mut read, progress)?;
+    warnings.extend(views_written_out(checkpoint));
     warnings.extend(checkpoint.composites.iter().map(|it| Warning::PartsAlone {
         name: it.name.clone(),
         what: format!("{} {:?}", it.kind, &it.shape[..]),
     }));
     Ok(warnings)
+}
+
+/// The warning for views that repeat bytes, if there are any: a few bytes of a file can be a tensor of gigabytes.
+fn views_written_out(checkpoint: &Checkpoint) -> Option<Warning> {
+    let repeated = checkpoint.first_with_same_bytes().into_iter().enumerate().filter_map(|(index, first)| {
+        let layout = &checkpoint.tensor(first).layout;
+        let stored = layout.stored_bytes();
+        let more_bytes = layout.len_bytes().saturating_sub(stored.end - stored.start);
+        (first.0 as usize == index && more_bytes > 0).then_some(more_bytes)
+    });
+    let (n_tensors, len_bytes) = repeated.fold((0, 0), |(n, sum), it| (n + 1, sum + it));
+    (n_tensors > 0).then_some(Warning::ViewsWrittenOut { n_tensors, len_bytes })
 }
 
 /// Fails as [`write_file`] would before its first byte.

@@ -312,7 +312,10 @@ fn print(row: &Row) {
             "host" => "device peak",
             name => name,
         };
-        let driver = device.driver_peak_bytes.map(|it| format!(", by the driver {}", human::bytes(it)));
+        let of_driver = device.driver_peak_bytes.zip(device.predicted_driver_peak_bytes);
+        let driver = of_driver.map(|(peak, predicted)| {
+            format!(", by the driver {} of {} predicted", human::bytes(peak), human::bytes(predicted))
+        });
         let how = format!("by the ledger{}", driver.unwrap_or_default());
         line(what, device.peak_bytes, device.predicted_peak_bytes, &how);
     }

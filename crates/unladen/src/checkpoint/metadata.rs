@@ -132,7 +132,8 @@ fn warning(warning: &Warning) -> u64 {
             block(root.capacity()) + table(others) + others.iter().map(|it| block(it.capacity())).sum::<u64>()
         }
         Warning::PartsAlone { name, what } => block(name.capacity()) + block(what.capacity()),
-        Warning::MissingRecord(_) | Warning::TrailingBytes { .. } | Warning::TiesWrittenOut { .. } => 0,
+        Warning::MissingRecord(_) | Warning::TrailingBytes { .. } => 0,
+        Warning::TiesWrittenOut { .. } | Warning::ViewsWrittenOut { .. } => 0,
     }
 }
 

@@ -21,11 +21,6 @@ use serde::{
 };
 use std::{borrow::Cow, fmt, hash::BuildHasher as _};
 
-/// Types that have no whole number of bytes for an element, and no name in PyTorch.
-const SIX_BITS: [&str; 2] = ["F6_E2M3", "F6_E3M2"];
-/// Two elements a byte; PyTorch counts the bytes.
-const FOUR_BITS: &str = "F4";
-
 /// Reads the header of a safetensors file; `source` starts with its length.
 pub(super) fn parse(source: &dyn ReadAt, stamp: FileStamp, options: &OpenOptions) -> Result<Checkpoint> {
     let header = header(source, options)?;
@@ -109,27 +104,31 @@ fn parse_header(header: &[u8], data_byte: u64, data_len_bytes: u64) -> Result<(V
     Ok((storages, tensors))
 }
 
+/// A type whose elements are not bytes: the shape's last dimension becomes one of bytes, as PyTorch counts 4-bit floats.
+fn packed(name: &str, shape: &mut [u64]) -> Result<DType> {
+    let of_name = |it: &DType| it.packed().is_some_and(|(its, _)| its == name);
+    let dtype = DType::all().find(of_name);
+    let Some((dtype, bits)) = dtype.and_then(|it| Some((it, it.packed()?.1))) else {
+        let found = format!("{name:?}");
+        return Err(Fault::new("a dtype of the safetensors format", found).corrupt());
+    };
+    let found = format!("{name} of shape {shape:?}");
+    let last = shape.last_mut();
+    let bytes = last.as_ref().and_then(|it| it.checked_mul(bits)).filter(|it| it % 8 == 0).map(|it| it / 8);
+    let (Some(last), Some(bytes)) = (last, bytes) else {
+        return Err(Fault::new("a last dimension of whole bytes", found)
+            .hint("ask its publisher for a file in which rows are padded to bytes")
+            .unsupported());
+    };
+    *last = bytes;
+    Ok(dtype)
+}
+
 fn layout(entry: &Entry<'_>, len_bytes: u64) -> Result<Layout> {
     let mut shape = entry.shape.clone();
     let dtype = match DType::from_safetensors_name(&entry.dtype) {
         Some(dtype) => dtype,
-        None if entry.dtype == FOUR_BITS => {
-            let Some(last) = shape.last_mut().filter(|last| **last % 2 == 0) else {
-                let found = format!("F4 of shape {:?}", entry.shape);
-                return Err(Fault::new("an even last dimension, two values a byte", found).unsupported());
-            };
-            *last /= 2;
-            DType::F4x2
-        }
-        None if SIX_BITS.contains(&&*entry.dtype) => {
-            return Err(Fault::new("elements of whole bytes", format!("dtype {}", entry.dtype))
-                .hint("ask its publisher for another precision")
-                .unsupported());
-        }
-        None => {
-            let found = format!("{:?}", entry.dtype);
-            return Err(Fault::new("a dtype of the safetensors format", found).corrupt());
-        }
+        None => packed(&entry.dtype, &mut shape)?,
     };
     // From left to right as the format's own reader does: an overflow before a zero counts.
     let n_elems = shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size));
@@ -344,6 +343,9 @@ mod tests {
             (one(r#""dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]"#), 4, false),
             (one(r#""dtype":"F4","shape":[1],"data_offsets":[0,1]"#), 1, false),
             (one(r#""dtype":"F4","shape":[3,4],"data_offsets":[0,6]"#), 6, true),
+            (one(r#""dtype":"F6_E2M3","shape":[3,4],"data_offsets":[0,9]"#), 9, true),
+            (one(r#""dtype":"F6_E3M2","shape":[0],"data_offsets":[0,0]"#), 0, true),
+            (one(r#""dtype":"F6_E3M2","shape":[4],"data_offsets":[0,4]"#), 4, false),
             (
                 one(
                     r#""dtype":"F32","shape":[9223372036854775808,0,9223372036854775808],"data_offsets":[0,0]"#,
@@ -383,14 +385,24 @@ mod tests {
     }
 
     #[test]
-    fn four_bit_floats_count_in_bytes_and_six_bit_ones_are_unsupported() {
-        let four = ours(r#"{"w":{"dtype":"F4","shape":[3,4],"data_offsets":[0,6]}}"#, 6).unwrap();
-        assert_eq!(
-            (four.tensors[0].layout.dtype(), four.tensors[0].layout.shape()),
-            (DType::F4x2, &[3, 2][..])
-        );
-        let six = ours(r#"{"w":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[0,3]}}"#, 3).unwrap_err();
-        assert!(matches!(six, Error::Unsupported(_)), "{six}");
+    fn floats_of_four_and_six_bits_count_in_bytes() {
+        let one = |dtype: &str, shape: &str, len_bytes: usize| {
+            let header =
+                format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{len_bytes}]}}}}"#);
+            let found = ours(&header, len_bytes)?;
+            let layout = &found.tensors[0].layout;
+            Ok::<_, Error>((layout.dtype(), layout.shape().to_vec()))
+        };
+        assert_eq!(one("F4", "[3,4]", 6).unwrap(), (DType::F4x2, vec![3, 2]));
+        assert_eq!(one("F6_E2M3", "[2,8]", 12).unwrap(), (DType::F6E2M3, vec![2, 6]));
+        assert_eq!(one("F6_E3M2", "[4]", 3).unwrap(), (DType::F6E3M2, vec![3]));
+        assert_eq!(one("F6_E3M2", "[0]", 0).unwrap(), (DType::F6E3M2, vec![0]));
+        for (dtype, shape, len_bytes) in [("F4", "[2,1]", 1), ("F6_E2M3", "[2,2]", 3), ("F6_E3M2", "[]", 1)] {
+            let error = one(dtype, shape, len_bytes).unwrap_err();
+            assert!(matches!(error, Error::Unsupported(_)), "{error}");
+        }
+        assert!(matches!(one("F6_E2M3", "[8]", 5).unwrap_err(), Error::Corrupt(_)));
+        assert!(one("F6_E2M3", "[18446744073709551612]", 3).is_err());
     }
 
     #[test]

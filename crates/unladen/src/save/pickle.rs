@@ -42,9 +42,11 @@ pub(super) fn bare(record: &Record<'_>) -> Result<Vec<u8>> {
     Ok(pickle.finish())
 }
 
-/// True for types that `torch.save` can write as plain tensors. Quantised ones need their scale besides.
+/// True for types that `torch.save` can write as plain tensors. Quantised ones need their scale besides, and not every type is
+/// one of PyTorch's.
 pub(super) fn has_plain_tensors(dtype: DType) -> bool {
-    !matches!(dtype, DType::QI8 | DType::QU8 | DType::QI32 | DType::QU4x2 | DType::QU2x4)
+    let is_quantised = matches!(dtype, DType::QI8 | DType::QU8 | DType::QI32 | DType::QU4x2 | DType::QU2x4);
+    dtype.is_in_pytorch() && !is_quantised
 }
 
 const MARK: u8 = b'(';

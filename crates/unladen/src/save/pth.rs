@@ -38,8 +38,12 @@ pub(super) fn write(
 
 /// Fails for a tensor that `torch.save` would write as more than a tensor.
 pub(super) fn check_dtype(tensor: &Checked<'_>) -> Result<()> {
-    if pickle::has_plain_tensors(tensor.layout.dtype()) {
+    let dtype = tensor.layout.dtype();
+    if pickle::has_plain_tensors(dtype) {
         return Ok(());
+    }
+    if !dtype.is_in_pytorch() {
+        return Err(tensor.unsupported("a dtype that PyTorch has", "write a safetensors file"));
     }
     Err(tensor.unsupported(
         "a dtype other than PyTorch's quantised ones",

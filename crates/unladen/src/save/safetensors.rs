@@ -3,13 +3,14 @@
 use super::{Checked, Output, Source, pickle, target, ties_written_out};
 use crate::{
     checkpoint::Warning,
-    dtype::DType,
     error::{Fault, Result},
 };
 use serde::Serialize;
 
 /// A header that is longer is refused by readers.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+const WRITE_PTH: &str = "write a .pth file, which has every plain dtype";
 
 /// The reference library writes tensors by type, the last of this list first, then by name.
 const ORDER: &[&str] = &[
@@ -81,19 +82,23 @@ fn row<'a>(tensor: &'a Checked<'a>) -> Result<Row<'a>> {
     }
     let mut shape = tensor.layout.shape().to_vec();
     let dtype = tensor.layout.dtype();
-    let name = match (dtype, shape.last_mut()) {
-        // PyTorch counts pairs of these, safetensors each; a tensor of one pair has no shape to say so in.
-        (DType::F4x2, Some(last)) => {
-            *last = last.saturating_mul(2);
-            Some("F4")
+    let name = match (dtype.packed(), shape.last_mut()) {
+        // PyTorch counts the bytes of these, safetensors each; a tensor of one byte has no shape to say so in.
+        (Some((name, bits)), Some(last)) if last.checked_mul(8).is_some_and(|it| it % bits == 0) => {
+            *last = *last * 8 / bits;
+            Some(name)
         }
-        _ => dtype.safetensors_name(),
+        (Some(_), _) => {
+            let expected = "whole elements along the last dimension, where safetensors counts them";
+            let hint = if pickle::has_plain_tensors(dtype) { WRITE_PTH } else { "keep the file" };
+            return Err(tensor.unsupported(expected, hint));
+        }
+        (None, _) => dtype.safetensors_name(),
     };
     match name.and_then(|name| Some((name, ORDER.iter().position(|it| *it == name)?))) {
         Some((dtype, rank)) => Ok(Row { tensor, dtype, rank, shape }),
         None if pickle::has_plain_tensors(dtype) => {
-            Err(tensor
-                .unsupported("a dtype that safetensors has", "write a .pth file, which has every plain dtype"))
+            Err(tensor.unsupported("a dtype that safetensors has", WRITE_PTH))
         }
         None => Err(tensor.unsupported(
             "a dtype other than PyTorch's quantised ones",

@@ -180,17 +180,25 @@ fn a_safetensors_file_is_what_the_reference_library_writes() {
 }
 
 #[test]
-fn pairs_of_4_bit_floats_are_counted_one_by_one_in_safetensors() {
+fn floats_of_4_and_6_bits_are_counted_one_by_one_in_safetensors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.safetensors");
-    let entries = vec![entry("f4", DType::F4x2, &[2, 3], 0)];
-    Model { entries, data: vec![vec![0; 6]] }
+    let dtypes = [("f4", DType::F4x2), ("e2m3", DType::F6E2M3), ("e3m2", DType::F6E3M2)];
+    let numbered = dtypes.iter().enumerate();
+    let entries = numbered.map(|(data, (name, dtype))| entry(name, *dtype, &[2, 3], data)).collect();
+    Model { entries, data: vec![(1..7).collect(); 3] }
         .write(&output(&path, Format::Safetensors), &Progress::default())
         .unwrap();
     let bytes = fs::read(&path).unwrap();
     let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let tensor = file.tensor("f4").unwrap();
-    assert_eq!((tensor.dtype(), tensor.shape()), (::safetensors::Dtype::F4, &[2, 6][..]));
+    use ::safetensors::Dtype;
+    for (name, dtype, n_columns) in
+        [("f4", Dtype::F4, 6), ("e2m3", Dtype::F6_E2M3, 4), ("e3m2", Dtype::F6_E3M2, 4)]
+    {
+        let tensor = file.tensor(name).unwrap();
+        assert_eq!((tensor.dtype(), tensor.shape()), (dtype, &[2, n_columns][..]));
+        assert_eq!(tensor.data(), [1, 2, 3, 4, 5, 6]);
+    }
 }
 
 #[test]
@@ -200,6 +208,8 @@ fn dtypes_that_a_format_lacks_are_refused_by_name() {
         (Format::Safetensors, DType::C128, &[1u64][..]),
         (Format::Safetensors, DType::Bits8, &[1]),
         (Format::Safetensors, DType::F4x2, &[]),
+        (Format::Safetensors, DType::F6E2M3, &[1]),
+        (Format::Pth, DType::F6E2M3, &[1]),
         (Format::Pth, DType::QI8, &[1]),
         (Format::Folder, DType::QU4x2, &[1]),
     ] {

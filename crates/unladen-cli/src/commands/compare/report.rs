@@ -208,6 +208,7 @@ mod tests {
         json!({
             "device": name, "weights_bytes": 0, "predicted_peak_bytes": mib << 20, "peak_bytes": (mib + 1) << 20,
             "driver_peak_bytes": driver_mib.map(|it| it << 20),
+            "predicted_driver_peak_bytes": driver_mib.map(|it| it << 20),
         })
     }
 

@@ -235,7 +235,7 @@ pub(super) fn meaning(module: &[u8], name: &[u8]) -> Meaning {
     if let Some(dtype) = DType::from_storage_class(name) {
         return Meaning::Storage(Some(dtype));
     }
-    if let Some(dtype) = DType::from_name(name) {
+    if let Some(dtype) = DType::from_name(name).filter(|it| it.is_in_pytorch()) {
         return Meaning::DType(dtype);
     }
     let element = name.strip_suffix("Tensor").unwrap_or_default();
@@ -252,6 +252,7 @@ mod tests {
         assert_eq!(meaning(b"torch", b"FloatStorage"), Meaning::Storage(Some(DType::F32)));
         assert_eq!(meaning(b"torch.cuda", b"HalfStorage"), Meaning::Storage(Some(DType::F16)));
         assert_eq!(meaning(b"torch", b"float8_e4m3fn"), Meaning::DType(DType::F8E4M3));
+        assert_eq!(meaning(b"torch", b"float6_e2m3_packed"), Meaning::Unknown);
         assert_eq!(meaning(b"torch", b"LongTensor"), Meaning::OldTensor(DType::I64));
         assert_eq!(meaning(b"torch.tensor", b"_rebuild_from_type_v2"), Meaning::FromType);
         assert_eq!(meaning(b"__builtin__", b"set"), Meaning::Sequence);
