@@ -16,6 +16,7 @@ pub const DTYPES: &[(&str, u64)] = &[
     ("F8_E4M3", 1),
     ("F4", 1),
     ("F6_E2M3", 1),
+    ("F6_E3M2", 1),
     ("f32", 4),
     ("F99", 4),
 ];
@@ -68,7 +69,7 @@ fn tensor(u: &mut Unstructured<'_>, name: &str, end_byte: &mut u64) -> Result<St
     let whole_bytes = shape.iter().fold(elem_bytes, |product, &it| product.wrapping_mul(it));
     let len_bytes = match dtype {
         "F4" => whole_bytes / 2,
-        "F6_E2M3" => whole_bytes.wrapping_mul(6) / 8,
+        "F6_E2M3" | "F6_E3M2" => whole_bytes.wrapping_mul(6) / 8,
         _ => whole_bytes,
     };
     let start_byte = perhaps_lie(u, *end_byte)?;

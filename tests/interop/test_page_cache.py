@@ -39,9 +39,9 @@ def io_of(folder, user):
 def test_a_cached_file_is_read_through_the_page_cache_and_another_past_it(theirs, user):
     path = theirs / "model.pth"
     budgets.warm(path)
-    # On a busy machine an answer may come late, and then is taken for a disk's.
+    # Its owner is told; somebody else asks by samples, and on a busy machine their answers may come late.
     found = [io_of(theirs, user) for _ in range(3)]
-    assert "buffered" in found, found
+    assert found.count("buffered") >= (3 if user == 0 else 1), found
     found = [io_when_evicted(path, theirs, user) for _ in range(3)]
     assert {"direct", "drop-behind"} & set(found), found
     assert budgets.resident_bytes(path) < 4 * 2**20, "asking brought the file in"

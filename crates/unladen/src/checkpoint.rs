@@ -124,7 +124,7 @@ pub enum Warning {
     ViewsWrittenOut {
         /// How many tensors.
         n_tensors: u64,
-        /// Bytes that are written again.
+        /// Bytes that they have more than in the file that they come from.
         len_bytes: u64,
     },
     /// Only what is below one path was asked for.
@@ -180,7 +180,8 @@ impl fmt::Display for Warning {
                 write!(f, "{n_tensors} tied tensors lose their ties: {len_bytes} bytes are written again")
             }
             Warning::ViewsWrittenOut { n_tensors, len_bytes } => {
-                write!(f, "{n_tensors} views that repeat bytes are written out: {len_bytes} bytes more")
+                let more = "bytes more than they have in the file";
+                write!(f, "{n_tensors} expanded views are written out in full: {len_bytes} {more}")
             }
             Warning::OutsideRoot { root, n_tensors, len_bytes, others } => {
                 let root = root.escape_debug();

@@ -4,7 +4,7 @@ use std::fmt;
 
 macro_rules! dtypes {
     ($($(#[$doc:meta])* $id:ident, $torch:literal, $bytes:literal, $swap:literal, $storage:expr, $safetensors:expr;)*) => {
-        /// The type of a tensor's elements. Sub-byte types count in the bytes that PyTorch counts them in.
+        /// The type of a tensor's elements. Types of less than a byte count in bytes, as PyTorch counts those that it has.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum DType { $($(#[$doc])* $id,)* }
@@ -13,7 +13,7 @@ macro_rules! dtypes {
 }
 
 /// `swap_bytes`: the unit that changes order between little and big endian. `storage`: PyTorch's storage class, for
-/// types that have one (the others are saved as untyped bytes, with `_rebuild_tensor_v3`).
+/// types that have one (PyTorch's others are saved as untyped bytes, with `_rebuild_tensor_v3`).
 struct Row {
     dtype: DType,
     torch: &'static str,
@@ -146,7 +146,7 @@ impl DType {
         !matches!(self, DType::F6E2M3 | DType::F6E3M2)
     }
 
-    /// By PyTorch's name.
+    /// By [`DType::name`].
     pub fn from_name(name: &str) -> Option<DType> {
         TABLE.iter().find(|row| row.torch == name).map(|row| row.dtype)
     }

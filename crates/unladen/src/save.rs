@@ -140,12 +140,20 @@ pub fn convert(
 fn views_written_out(checkpoint: &Checkpoint) -> Option<Warning> {
     let repeated = checkpoint.first_with_same_bytes().into_iter().enumerate().filter_map(|(index, first)| {
         let layout = &checkpoint.tensor(first).layout;
-        let stored = layout.stored_bytes();
-        let more_bytes = layout.len_bytes().saturating_sub(stored.end - stored.start);
+        let more_bytes = layout.len_bytes().saturating_sub(bytes_in_file(layout));
         (first.0 as usize == index && more_bytes > 0).then_some(more_bytes)
     });
     let (n_tensors, len_bytes) = repeated.fold((0, 0), |(n, sum), it| (n + 1, sum + it));
     (n_tensors > 0).then_some(Warning::ViewsWrittenOut { n_tensors, len_bytes })
+}
+
+/// Bytes that the elements of a view lie in, or a few more where they lie in each other's way.
+fn bytes_in_file(layout: &Layout) -> u64 {
+    let stored = layout.stored_bytes();
+    // What is expanded has a stride of zero.
+    let sizes = layout.shape().iter().zip(layout.stride()).filter(|(_, stride)| **stride > 0);
+    let n_elems = sizes.fold(1, |product: u64, (size, _)| product.saturating_mul(*size));
+    n_elems.saturating_mul(layout.dtype().size_bytes()).min(stored.end - stored.start)
 }
 
 /// Fails as [`write_file`] would before its first byte.

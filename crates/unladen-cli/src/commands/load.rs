@@ -314,7 +314,7 @@ fn print(row: &Row) {
         };
         let of_driver = device.driver_peak_bytes.zip(device.predicted_driver_peak_bytes);
         let driver = of_driver.map(|(peak, predicted)| {
-            format!(", by the driver {} of {} predicted", human::bytes(peak), human::bytes(predicted))
+            format!(", by the driver {}, predicted {}", human::bytes(peak), human::bytes(predicted))
         });
         let how = format!("by the ledger{}", driver.unwrap_or_default());
         line(what, device.peak_bytes, device.predicted_peak_bytes, &how);

@@ -382,12 +382,14 @@ fn every_call_that_fails_gives_an_error_and_everything_back() {
     let calls = fake.report().calls_since(&before);
     for (function, &n_calls) in calls.iter().filter(|(it, _)| !gives_back.contains(&it.as_str())) {
         for number in first_middle_last(n_calls) {
+            let n_told_before = fake.report().n_told_to_fail(function);
             fake.tell(&format!("delay_us 100\nfail {function} {number} 999"));
             let found = pass();
             fake.tell("");
             let report = fake.report();
             report.assert_clean();
-            assert!(report.n_told_to_fail(function) > 0, "{function}, call {number}: it was not called");
+            let n_told = report.n_told_to_fail(function) - n_told_before;
+            assert_eq!(n_told, 1, "{function}, call {number}: it was not called");
             match found {
                 Err(error) if !forgiven.contains(&function.as_str()) => {
                     assert_failed(&error, function, "CUDA_ERROR_UNKNOWN")

@@ -132,6 +132,9 @@ impl Upload<'_> {
         let mut why_pageable = None;
         let prepare = || {
             for buffer in buffers {
+                if ring.is_stopped() {
+                    break;
+                }
                 let slot = cuda::Slot::new(buffer, contexts)?;
                 why_pageable = why_pageable.take().or_else(|| slot.why_pageable().map(str::to_owned));
                 ring.give_empty(slot);
@@ -173,7 +176,7 @@ impl Upload<'_> {
         let common = Common { paths: self.paths, chunk_bytes, chooser: &chooser, io };
         let jobs = Cutter { upload: self, reads: self.reads, current: None };
         let fillers = (0..self.n_threads.max(1)).map(|_| Files::default()).collect();
-        // What is left is not even cut once something failed.
+        // Nothing is taken any more once something failed.
         let jobs = jobs.map_while(|job| (!ring.is_stopped()).then_some(Ok(job)));
         for_each(jobs, fillers, io, |files, job| {
             for cut in job {

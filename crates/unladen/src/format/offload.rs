@@ -88,7 +88,7 @@ fn open_tensor(folder: &Folder<'_>, name: &str, entry: &Entry<'_>) -> Result<(Ch
     let (Some(Text(dtype)), Some(shape)) = (&entry.dtype, &entry.shape) else {
         return Err(Fault::new("a dtype and a shape", "neither, or one of them").corrupt());
     };
-    let Some(dtype) = DType::from_name(dtype) else {
+    let Some(dtype) = DType::from_name(dtype).filter(|it| it.is_in_pytorch()) else {
         return Err(Fault::new("a dtype of NumPy, or bfloat16", format!("`{}`", shown(dtype))).unsupported());
     };
     let layout = Layout::contiguous(dtype, shape)?;

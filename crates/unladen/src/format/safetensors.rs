@@ -113,14 +113,17 @@ fn packed(name: &str, shape: &mut [u64]) -> Result<DType> {
         return Err(Fault::new("a dtype of the safetensors format", found).corrupt());
     };
     let found = format!("{name} of shape {shape:?}");
-    let last = shape.last_mut();
-    let bytes = last.as_ref().and_then(|it| it.checked_mul(bits)).filter(|it| it % 8 == 0).map(|it| it / 8);
-    let (Some(last), Some(bytes)) = (last, bytes) else {
-        return Err(Fault::new("a last dimension of whole bytes", found)
-            .hint("ask its publisher for a file in which rows are padded to bytes")
+    // Less than 8 bits each: the bytes are fewer than the elements.
+    let bits_of = |n_elems: u64| u128::from(n_elems) * u128::from(bits);
+    let last = shape.last_mut().filter(|it| bits_of(**it) % 8 == 0);
+    let Some(last) = last else {
+        let multiple = if bits == 6 { 4 } else { 2 };
+        let expected = format!("a last dimension of whole bytes, a multiple of {multiple} elements");
+        return Err(Fault::new(expected, found)
+            .hint(format!("ask its publisher for a file in which it is padded to a multiple of {multiple}"))
             .unsupported());
     };
-    *last = bytes;
+    *last = (bits_of(*last) / 8) as u64;
     Ok(dtype)
 }
 
@@ -397,6 +400,8 @@ mod tests {
         assert_eq!(one("F6_E2M3", "[2,8]", 12).unwrap(), (DType::F6E2M3, vec![2, 6]));
         assert_eq!(one("F6_E3M2", "[4]", 3).unwrap(), (DType::F6E3M2, vec![3]));
         assert_eq!(one("F6_E3M2", "[0]", 0).unwrap(), (DType::F6E3M2, vec![0]));
+        let most = one("F4", "[0,18446744073709551614]", 0).unwrap();
+        assert_eq!(most, (DType::F4x2, vec![0, (1 << 63) - 1]));
         for (dtype, shape, len_bytes) in [("F4", "[2,1]", 1), ("F6_E2M3", "[2,2]", 3), ("F6_E3M2", "[]", 1)] {
             let error = one(dtype, shape, len_bytes).unwrap_err();
             assert!(matches!(error, Error::Unsupported(_)), "{error}");

@@ -89,7 +89,7 @@ fn row<'a>(tensor: &'a Checked<'a>) -> Result<Row<'a>> {
             Some(name)
         }
         (Some(_), _) => {
-            let expected = "whole elements along the last dimension, where safetensors counts them";
+            let expected = "a last dimension, of bytes that hold whole elements (3 bytes four of 6 bits)";
             let hint = if pickle::has_plain_tensors(dtype) { WRITE_PTH } else { "keep the file" };
             return Err(tensor.unsupported(expected, hint));
         }

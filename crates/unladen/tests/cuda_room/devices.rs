@@ -123,6 +123,7 @@ fn every_question_about_gpus_that_fails_is_an_error_of_its_name() {
     };
     let of_free_bytes = ["cuDevicePrimaryCtxRetain", "cuMemGetInfo_v2"];
     assert_eq!(calls.keys().filter(|it| is_asked(it)).count(), 6, "{calls:?}");
+    assert!(of_free_bytes.iter().all(|it| calls.contains_key(*it)), "{calls:?}");
     for (function, &n_calls) in &calls {
         if !is_asked(function) && !of_free_bytes.contains(&function.as_str()) {
             continue;

@@ -153,13 +153,17 @@ fn fill(
     ring: &Ring<Buffer, ()>,
     pieces: &Queue<Range<u32>>,
     is_cancelled: &AtomicBool,
+    has_failed: &AtomicU32,
 ) -> Result<()> {
     while let Some(piece) = pieces.take() {
         let is_filled = ring.fill(|buffer| {
+            // The only buffer comes back from a failure when the ring has stopped, and goes to nobody.
+            assert!(course.n_buffers > 1 || has_failed.load(SeqCst) == 0, "filled after a failure");
             if is_cancelled.load(SeqCst) {
                 return Err(Error::Cancelled { path: PathBuf::new() });
             }
             if course.fails == Fails::Filling(piece) {
+                has_failed.store(1, SeqCst);
                 return Err(failed("a file"));
             }
             buffer.memory.store(piece, SeqCst);
@@ -181,6 +185,7 @@ fn goes(course: Course) {
     let buffers: Vec<Buffer> = (0..course.n_buffers).map(buffer).collect();
     let ring = Arc::new(Ring::with_room(buffers.len()));
     let is_cancelled = Arc::new(AtomicBool::new(false));
+    let has_failed = Plain::new(AtomicU32::new(0));
     let cancelling = (course.fails == Fails::Cancelled).then(|| {
         let is_cancelled = Arc::clone(&is_cancelled);
         thread::spawn(move || is_cancelled.store(true, SeqCst))
@@ -193,11 +198,12 @@ fn goes(course: Course) {
                 let others: Vec<_> = (1..course.n_fillers)
                     .map(|_| {
                         let (ring, pieces) = (Arc::clone(&ring), Arc::clone(&pieces));
-                        let is_cancelled = Arc::clone(&is_cancelled);
-                        thread::spawn(move || fill(course, &ring, &pieces, &is_cancelled))
+                        let (is_cancelled, has_failed) =
+                            (Arc::clone(&is_cancelled), Plain::clone(&has_failed));
+                        thread::spawn(move || fill(course, &ring, &pieces, &is_cancelled, &has_failed))
                     })
                     .collect();
-                let mine = fill(course, &ring, &pieces, &is_cancelled);
+                let mine = fill(course, &ring, &pieces, &is_cancelled, &has_failed);
                 others.into_iter().fold(mine, |result, it| result.and(it.join().unwrap()))
             })
         })
@@ -233,6 +239,9 @@ fn goes(course: Course) {
         tally(&tallied, |it| assert!(given_back(it), "{it:?}"));
         assert_eq!(ring.into_empty().len() as u32, course.n_buffers);
     } else {
+        // Who fills gives no buffer up, whatever happens to him.
+        let is_the_fillers = matches!(course.fails, Fails::Filling(_) | Fails::Cancelled);
+        tally(&tallied, |it| assert!(!is_the_fillers || given_back(it), "{it:?}"));
         drop(ring);
     }
     tally(&tallied, |it| {
