@@ -263,6 +263,7 @@ mod tests {
         assert!(ring.take_empty().is_none());
         assert!(matches!(ring.take_full(true), Next::Ended));
     }
+
     #[test]
     fn a_buffer_whose_filling_fails_is_the_rings_again() {
         let ring = ring_of(&[1]);

@@ -19,6 +19,11 @@ fn contents<'a>(pickle: &'a pickle::Pickle<'a>) -> Contents<'a> {
 }
 
 fn printed(parts: &[&[u8]], style: TreeStyle) -> String {
+    tree(parts, style, &OpenOptions::default()).unwrap()
+}
+
+/// What is printed of a pickle, or the error.
+fn tree(parts: &[&[u8]], style: TreeStyle, options: &OpenOptions) -> std::result::Result<String, String> {
     let bytes = [b"\x80\x02", &parts.concat()[..], b"."].concat();
     let pickle = pickle::read(&bytes, 0, &Limits::default()).unwrap();
     let contents = contents(&pickle);
@@ -28,9 +33,9 @@ fn printed(parts: &[&[u8]], style: TreeStyle) -> String {
         Ok(())
     };
     let mut writer = Writer { style, text: String::new(), out: &mut out };
-    print(&contents, None, &OpenOptions::default(), &mut writer).unwrap().unwrap();
+    print(&contents, None, options, &mut writer).unwrap().map_err(|error| error.to_string())?;
     writer.flush(0).unwrap();
-    all
+    Ok(all)
 }
 
 const TEXT: TreeStyle = TreeStyle { json: false, full: false };
@@ -258,19 +263,8 @@ fn what_does_not_fit_a_type_of_numpy_is_shown_as_it_stands() {
 
 /// What stands at a path, or the error.
 fn at(parts: &[&[u8]], path: &str) -> std::result::Result<String, String> {
-    let bytes = [b"\x80\x02", &parts.concat()[..], b"."].concat();
-    let pickle = pickle::read(&bytes, 0, &Limits::default()).unwrap();
-    let contents = contents(&pickle);
-    let mut all = String::new();
-    let mut out = |text: &str| {
-        all.push_str(text);
-        Ok(())
-    };
-    let mut writer = Writer { style: JSON, text: String::new(), out: &mut out };
     let options = OpenOptions { root: Some(Root::At(path.to_owned())), ..OpenOptions::default() };
-    print(&contents, None, &options, &mut writer).unwrap().map_err(|error| error.to_string())?;
-    writer.flush(0).unwrap();
-    Ok(all)
+    tree(parts, JSON, &options)
 }
 
 #[test]
